@@ -1,0 +1,44 @@
+# Two commands: `make study` and `make test`. The others are for developers.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: study test lab bench readme notebooks check install
+study: install
+	@$(BIN)/pareto-energy run quick
+
+test: install
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest tests
+
+lab: install
+	$(BIN)/jupyter lab nbs
+
+bench: install
+	rm -f data/bench/benchmark.json
+	mkdir -p runs/bench
+	$(BIN)/papermill nbs/12_benchmark.ipynb runs/bench/12_benchmark.ipynb --cwd nbs -p bench bench --no-progress-bar
+
+install: .venv/installed
+
+.venv/installed: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# README.md from nbs/index.ipynb, executed, without Quarto
+readme: install
+	cd nbs && ../$(BIN)/jupyter nbconvert --log-level=ERROR --execute --to markdown --TagRemovePreprocessor.enabled=True \
+		--TagRemovePreprocessor.remove_input_tags=hide-input --RegexRemovePreprocessor.patterns='^#\| hide' --stdout index.ipynb | sed 's|\.\./||g' > ../README.md
+
+# execute every chapter where it stands, and store its outputs
+notebooks: install
+	for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$n || exit 1; done
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+
+# what is committed is what the notebooks make
+check: install
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(MAKE) --no-print-directory readme
+	git diff --exit-code
