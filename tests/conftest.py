@@ -1,0 +1,15 @@
+import pytest
+
+SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['qlognehvi', 'random'], seeds=[0, 1], trials=4, initial=3,
+             epochs=3, repeats=2, seconds=0., reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated')
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "An empty project folder for data, figures and runs."
+    monkeypatch.setenv('PARETO_ENERGY_HOME', str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def smoke(): return dict(SMOKE)

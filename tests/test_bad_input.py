@@ -1,0 +1,103 @@
+"Bad input gives one clear sentence and a non-zero exit."
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from pareto_energy.cli import app, execute
+from pareto_energy.trials import TrialLog
+
+KEY = ('digits', 'logistic', 'random', 0, 0)
+
+
+def complaint(*words):
+    answer = CliRunner().invoke(app, ['run', *words])
+    assert answer.exit_code == 2, answer.output
+    assert answer.stderr.startswith('Error: ') and answer.stderr.count('\n') == 1 and 'Traceback' not in answer.output
+    return answer.stderr
+
+
+@pytest.mark.parametrize('words, said', [
+    (['smok'], "Unknown study 'smok': expected one of quick, smoke. Did you mean smoke?"),
+    (['smoke', '-p', 'datasets=[digts]'], "Unknown dataset 'digts'"),
+    (['smoke', '-p', 'families=[mpl]'], 'Did you mean mlp?'),
+    (['smoke', '-p', 'strategies=[randon]'], 'Did you mean random?'),
+    (['smoke', '-p', 'meter=simulate'], 'Did you mean simulated?'),
+    (['smoke', '-p', 'epoch=3'], 'Did you mean epochs?'),
+    (['smoke', '-p', 'trials'], 'write name=value'),
+    (['smoke', '-p', 'trials=0'], 'trials must be a whole number of at least 1, not 0'),
+    (['smoke', '-p', 'epochs=-3'], 'epochs must be a whole number of at least 1, not -3'),
+    (['smoke', '-p', 'trials=many'], "not 'many'"),
+    (['smoke', '-p', 'reference_joules=0'], 'reference_joules must be a number above 0'),
+    (['smoke', '-p', 'seeds=[]'], 'seeds must be a list of whole numbers'),
+    (['smoke', '-p', 'datasets=digits'], 'datasets must be a list'),
+    (['smoke', '-p', 'ranges={mlp: {width: [64, 8]}}'], 'The range [64, 8] is inverted'),
+    (['smoke', '-p', 'ranges={mlp: {width: [8, 8]}}'], 'The range [8, 8] is empty'),
+    (['smoke', '-p', 'ranges={mlp: {lr: [0, 1]}}'], 'must start above 0'),
+    (['smoke', '-p', 'ranges={mlp: {activation: []}}'], 'at least two different options'),
+    (['smoke', '-p', 'ranges=[1]'], 'ranges must map'),
+    (['smoke', '-p', 'study=../outside'], 'no plain name'),
+])
+def test_parameters(home, words, said): assert said in complaint(*words)
+
+
+def test_unwritable_folder(home, monkeypatch):
+    (home/'file').write_text('')
+    monkeypatch.setenv('PARETO_ENERGY_HOME', str(home/'file'))
+    assert 'name a writable place in PARETO_ENERGY_HOME' in complaint('smoke')
+
+
+def log_with(home, **changes):
+    path = home/'data/smoke/trials.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TrialLog(path) as log:
+        log.append('started', KEY, **dict(configuration={}, origin={}, label='simulated', machine='simulated') | changes)
+    return path
+
+
+def test_other_schema(home):
+    path = log_with(home)
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema=99)) + '\n')
+    assert 'line 1 has schema version 99' in complaint('smoke')
+
+
+def test_damaged_line(home):
+    path = log_with(home)
+    path.write_text('damage\n' + path.read_text())
+    assert 'line 1 is damaged' in complaint('smoke')
+
+
+def test_other_label(home):
+    log_with(home, label='measured')
+    assert 'digits/logistic/random/0/0 was measured on "simulated", but this meter is simulated' in complaint('smoke')
+
+
+def test_other_machine(home):
+    log_with(home, machine='another machine')
+    assert 'was simulated on "another machine"' in complaint('smoke')
+
+
+def test_changed_parameters(home):
+    from pareto_energy.cli import chapters_folder, check_study, load_parameters
+    check_study(load_parameters('smoke', [], chapters_folder()))
+    assert 'epochs was 3 and is now 5' in complaint('smoke', '-p', 'epochs=5')
+
+
+def test_two_writers(home):
+    path = log_with(home)
+    with TrialLog(path), pytest.raises(RuntimeError, match='Another process is running'):
+        TrialLog(path).__enter__()
+
+
+def test_failing_chapter_names_its_notebook(tmp_path):
+    import nbformat
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ZeroDivisionError('on purpose')")])
+    nbformat.write(notebook, tmp_path/'chapter.ipynb')
+    with pytest.raises(RuntimeError, match='Chapter chapter failed with ZeroDivisionError: on purpose') as e:
+        execute(tmp_path/'chapter.ipynb', tmp_path/'out.ipynb', {})
+    assert str(tmp_path/'out.ipynb') in str(e.value) and (tmp_path/'out.ipynb').exists()
+
+
+def test_front_of_a_study_without_results(home):
+    answer = CliRunner().invoke(app, ['front', 'nothing'])
+    assert answer.exit_code == 2 and 'run the study first' in answer.stderr
