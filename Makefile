@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: study test lab bench readme notebooks check install
+.PHONY: study test lab bench publish readme notebooks check install
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -15,8 +15,13 @@ lab: install
 
 bench: install
 	rm -f data/bench/benchmark.json
-	mkdir -p runs/bench
+	mkdir -p runs/bench data/bench
 	$(BIN)/papermill nbs/12_benchmark.ipynb runs/bench/12_benchmark.ipynb --cwd nbs -p bench bench --no-progress-bar
+
+# the quick study anew, as the one that the chapters show; then `make notebooks readme`
+publish: install
+	rm -rf data/published/quick figures/published/quick
+	$(BIN)/pareto-energy run quick -p study=published/quick
 
 install: .venv/installed
 

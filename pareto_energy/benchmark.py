@@ -8,15 +8,13 @@ __all__ = ['STARTS', 'cold_starts', 'loop_overhead', 'formula_trials', 'suggesti
 # %% ../nbs/12_benchmark.ipynb #c03
 import statistics, subprocess, sys, time
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from torch.nn.functional import cross_entropy
-from .conventions import record, study_folder, use_theme, write_text
 from .datasets import dataset
-from .energy import machine, open_meter
 from .mobo import suggest
 from .space import family_space, sobol
 from .training import _fresh, _pass, tensors
-from .trials import Trial, read_trials
+from .trials import Trial
 
 # %% ../nbs/12_benchmark.ipynb #c06
 STARTS = dict(python=[sys.executable, '-c', 'pass'], package=[sys.executable, '-c', 'import pareto_energy'],
@@ -50,7 +48,7 @@ def _bare(family, configuration, data, epochs, seed):
 def _metered(family, configuration, data, epochs, seed, meter):
     "The study's pass: wall-clock seconds of its laps, and of all."
     start = time.perf_counter()
-    with meter.window() as window: _pass(window, family, configuration, data, epochs, seed, 'cpu', 'validation')
+    with meter.window() as window: _pass(window, family, configuration, data, epochs, seed, 'cpu', True)
     whole = time.perf_counter() - start
     return sum(r.seconds for r in window.laps), whole
 

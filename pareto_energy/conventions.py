@@ -17,7 +17,7 @@ def lookup(
 ): # the value in a dict, else the name itself
     "Find `name` among `options`, or say which near names exist."
     if name in options: return options[name] if isinstance(options, dict) else name
-    near = difflib.get_close_matches(str(name), map(str, options))
+    near = difflib.get_close_matches(str(name), map(str, options), cutoff=.65)
     hint = f" Did you mean {' or '.join(near)}?" if near else ''
     raise ValueError(f"Unknown {what} {name!r}: expected one of {', '.join(map(str, options))}.{hint}")
 

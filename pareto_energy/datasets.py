@@ -9,7 +9,7 @@ __all__ = ['SPLIT_SEED', 'DATASETS', 'Dataset', 'card', 'split', 'dataset']
 from dataclasses import dataclass
 from functools import cache
 import numpy as np
-from .conventions import lookup, record, study_folder, use_theme
+from .conventions import lookup
 
 # %% ../nbs/01_datasets.ipynb #c06
 @dataclass(frozen=True, eq=False)

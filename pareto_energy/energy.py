@@ -10,12 +10,13 @@ __all__ = ['SOURCES', 'LABELS', 'COUNTERS', 'JOULES_PER_KWH', 'METERS', 'Reading
 # %% ../nbs/00_energy.ipynb #c03
 import logging, math, os, platform, re, statistics, time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from .conventions import lookup, record, study_folder, use_theme
+from .conventions import lookup
 
 # %% ../nbs/00_energy.ipynb #c06
 SOURCES = dict(rapl='measured', emi='measured', nvml='measured', cpu_time='estimated', constant='estimated', formula='simulated')
-LABELS = ('measured', 'estimated', 'simulated')
+LABELS = ('measured', 'sampled', 'estimated', 'simulated') # from the strongest to the weakest
 
 @dataclass(frozen=True)
 class Reading:
@@ -144,6 +145,7 @@ def machine() -> str: # one line: CPU, threads, memory, system
     return f"{detect_cpu_model()} · {os.cpu_count()} threads · {memory:.0f} GB · {platform.system()}{' · virtual' if is_virtual() else ''}"
 
 # %% ../nbs/00_energy.ipynb #c23
+@cache
 def _tracker():
     "The process's CodeCarbon tracker, every argument explicit, its first task paid."
     from codecarbon import OfflineEmissionsTracker

@@ -23,8 +23,8 @@ from botorch.utils.sampling import manual_seed
 from gpytorch.mlls import SumMarginalLogLikelihood
 from linear_operator.utils.errors import NotPSDError
 from torch.nn.functional import one_hot
-from .conventions import lookup, record, study_folder, use_theme
-from .space import Space, family_space, from_unit, sobol as sobol_points
+from .conventions import lookup
+from .space import Space, from_unit, sobol as sobol_points
 
 # %% ../nbs/07_mobo.ipynb #c06
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Suggestion:
     configuration: dict
     source: str # 'random', 'sobol', 'qlognehvi', or 'sobol: <why the surrogate was not used>'
 
-def random(space:Space, trials:list, seed:int, initial:int) -> Suggestion:
+def random(space:Space, trials:list, seed:int) -> Suggestion:
     "An independent draw."
     rng = np.random.default_rng([seed, len(trials)])
     return Suggestion(from_unit(space, rng.random(len(space))), 'random')
 
-def sobol(space:Space, trials:list, seed:int, initial:int) -> Suggestion:
+def sobol(space:Space, trials:list, seed:int) -> Suggestion:
     "The next point of a scrambled Sobol' sequence."
     return Suggestion(sobol_points(space, len(trials) + 1, seed)[-1], 'sobol')
 
@@ -101,16 +101,15 @@ def maximise_acquisition(
     return candidate[0]
 
 # %% ../nbs/07_mobo.ipynb #c16
-def qlognehvi(space:Space, trials:list, seed:int, initial:int) -> Suggestion:
-    "Sobol' points first, then the largest expected hypervolume improvement."
-    space_filling = sobol(space, trials, seed, initial)
-    if len(trials) < initial: return space_filling
-    if sum(t.status == 'finished' for t in trials) < 2: return Suggestion(space_filling.configuration, 'sobol: fewer than two finished trials')
+def qlognehvi(space:Space, trials:list, seed:int) -> Suggestion:
+    "The configuration with the largest expected hypervolume improvement."
+    space_filling = sobol(space, trials, seed).configuration
+    if sum(t.status == 'finished' for t in trials) < 2: return Suggestion(space_filling, 'sobol: fewer than two finished trials')
     with manual_seed(seed*100_003 + len(trials)), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         x, y, noise = training_data(space, trials)
         try: point = maximise_acquisition(space, fit_surrogate(space, x, y, noise), x, y, seed)
-        except (ModelFittingError, NotPSDError) as e: return Suggestion(space_filling.configuration, f'sobol: {type(e).__name__}')
+        except (ModelFittingError, NotPSDError) as e: return Suggestion(space_filling, f'sobol: {type(e).__name__}')
     return Suggestion(space.decode(point.numpy()), 'qlognehvi')
 
 STRATEGIES = dict(qlognehvi=qlognehvi, sobol=sobol, random=random)
@@ -121,7 +120,8 @@ def suggest(
     space:Space,
     trials:list, # of this search, in order
     seed:int,
-    initial:int, # trials before the surrogate takes over
+    initial:int, # Sobol' points before the strategy is asked
 ) -> Suggestion:
-    "Ask a strategy for the next configuration."
-    return lookup(strategy, STRATEGIES, 'strategy')(space, trials, seed, initial)
+    "The next configuration of a search."
+    ask = lookup(strategy, STRATEGIES, 'strategy')
+    return sobol(space, trials, seed) if len(trials) < initial else ask(space, trials, seed)

@@ -10,7 +10,7 @@ __all__ = ['TRAINING', 'SPACES', 'Float', 'Int', 'Choice', 'Space', 'from_unit',
 import math
 from dataclasses import dataclass
 import numpy as np
-from .conventions import lookup, record, study_folder, use_theme
+from .conventions import lookup
 
 # %% ../nbs/02_space.ipynb #c06
 def _check_range(p, positive):
@@ -111,6 +111,7 @@ def with_ranges(
     new = Space(space)
     for name, values in ranges.items():
         p = lookup(name, space, 'hyper-parameter')
+        if not isinstance(values, (list, tuple)): raise ValueError(f"The range of {name} must be a list, not {values!r}.")
         if isinstance(p, Choice): new[name] = Choice([lookup(v, p.options, f'option of {name}') for v in values])
         elif len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
         else: new[name] = type(p)(*values, log=p.log)
@@ -138,5 +139,8 @@ def family_space(
     ranges:dict=None, # family -> the ranges to replace, as in `with_ranges`
 ) -> Space:
     "The search space of a family, with the study's own ranges."
-    for name in ranges or {}: lookup(name, SPACES, 'family in ranges')
-    return with_ranges(lookup(family, SPACES, 'family'), (ranges or {}).get(family, {}))
+    ranges = ranges or {}
+    if not isinstance(ranges, dict) or not all(isinstance(r, dict) for r in ranges.values()):
+        raise ValueError(f"ranges must map families to ranges, as in {{'mlp': {{'width': [8, 64]}}}}, not {ranges!r}.")
+    for name in ranges: lookup(name, SPACES, 'family in ranges')
+    return with_ranges(lookup(family, SPACES, 'family'), ranges.get(family, {}))

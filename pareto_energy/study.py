@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'Study', 'check_names', 'check_numbers', 'keep_parameters', 'ask',
-           'run_trial', 'chosen', 'retrain', 'trials_left', 'retraining_left', 'run_study', 'status']
+           'run_trial', 'chosen', 'retrain', 'trials_left', 'retraining_left', 'is_complete', 'run_study', 'spent',
+           'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json
-from dataclasses import asdict, dataclass, field, fields
-import numpy as np, torch
-from .conventions import lookup, record, study_folder, study_path, use_theme, write_text
+from dataclasses import asdict, dataclass, field
+import torch
+from .conventions import lookup, record, study_folder, study_path, write_text
 from .datasets import DATASETS, dataset
 from .energy import METERS, open_meter
 from .mobo import STRATEGIES, suggest
-from .pareto import front, hypervolume, points, reference_points
+from .pareto import front, hypervolume, points, reference_points, representatives
 from .space import SPACES, family_space
 from .training import TrainingFailed, train
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials
@@ -48,6 +49,10 @@ class Study:
     @property
     def searches(self): # (dataset, family, strategy, seed), seeds outermost so that a half-done study is balanced
         return [(d, f, s, seed) for seed, d, f, s in itertools.product(self.seeds, self.datasets, self.families, self.strategies)]
+
+    @property
+    def references(self): # dataset -> utility and joules of its reference point
+        return record(study_folder(self.study)/'reference.json', lambda: reference_points(self.datasets, self.reference_joules))
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'
@@ -131,12 +136,11 @@ FRESH = 1000 # fresh seeds start here, far from the seeds of searches
 def chosen(
     trials:list, # of one dataset
     n:int, # how many
+    reference:dict, # the dataset's reference point
 ) -> list: # (trial, epoch)
-    "Evenly spaced points of the front."
-    best = front(points(trials))
-    rows = best.iloc[np.unique(np.linspace(0, len(best) - 1, min(n, len(best))).round().astype(int))] if len(best) else best
+    "Points that stand for the front."
     by_key = {t.key: t for t in trials}
-    return [(by_key[tuple(r[:5])], int(r.epoch)) for r in rows.itertuples(index=False)]
+    return [(by_key[tuple(r[:5])], int(r.epoch)) for r in representatives(front(points(trials)), n, reference).itertuples(index=False)]
 
 # %% ../nbs/08_study.ipynb #c19
 def retrain(
@@ -148,9 +152,9 @@ def retrain(
     meter,
 ):
     "Train a point of the front with a fresh seed, and read its test utility."
-    try: run = train(trial.family, trial.configuration, dataset(trial.dataset), epoch, seed, meter, 1, study.seconds, 'test', study.threads)
+    try: run = train(trial.family, trial.configuration, dataset(trial.dataset), epoch, seed, meter, 1, study.seconds, True, study.threads)
     except TrainingFailed as e: result = dict(reason=e.reason, spent=e.spent)
-    else: result = dict(utility=run.utility[-1], joules=run.joules[-1], spent=run.spent)
+    else: result = dict(utility=run.utility[-1], test=run.test, joules=run.joules[-1], spent=run.spent)
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **result)
 
 # %% ../nbs/08_study.ipynb #c21
@@ -163,19 +167,22 @@ def retraining_left(study:Study, trials:dict) -> list: # (trial, epoch, seed)
     "Points of the fronts that aren't retrained yet."
     left = []
     for name in study.datasets:
-        for trial, epoch in chosen([t for t in trials.values() if t.dataset == name], study.front_points):
+        for trial, epoch in chosen([t for t in trials.values() if t.dataset == name], study.front_points, study.references[name]):
             have = {(r['epoch'], r['fresh_seed']) for r in trial.retrained}
             left += [(trial, epoch, s) for s in range(FRESH, FRESH + study.fresh_seeds) if (epoch, s) not in have]
     return left
 
 # %% ../nbs/08_study.ipynb #c22
+def is_complete(study:Study, trials:dict) -> bool:
+    "Is nothing left to do?"
+    return not trials_left(study, trials) and not retraining_left(study, trials)
+
 def run_study(
     study:Study,
 ) -> list: # its trials
     "Do what is left of a study."
     keep_parameters(study)
-    trials = read_trials(study.log_path)
-    if trials_left(study, trials) or retraining_left(study, trials): _run_rest(study)
+    if not is_complete(study, read_trials(study.log_path)): _run_rest(study)
     return list(read_trials(study.log_path).values())
 
 def _run_rest(study):
@@ -187,13 +194,20 @@ def _run_rest(study):
         for trial, epoch, seed in retraining_left(study, log.trials): retrain(study, log, trial, epoch, seed, meter)
 
 # %% ../nbs/08_study.ipynb #c24
+def spent(
+    trials, # of a study
+) -> float: # joules
+    "All joules in a log: training and its repeats, suggestions, retraining."
+    return sum(t.spent + t.origin.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
+
 def status(
     study:Study,
-) -> dict: # counts, joules, and for each dataset the size of the front and its hypervolume
+) -> dict: # joules, and for each dataset the trials done and to do, the size of the front and its hypervolume
     "How far a study is."
     trials = list(read_trials(study.log_path).values())
-    spent = sum(t.spent + t.origin.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
-    references = record(study_folder(study.study)/'reference.json', lambda: reference_points(study.datasets, study.reference_joules))
-    fronts = {name: front(points([t for t in trials if t.dataset == name])) for name in study.datasets}
-    return dict(trials=sum(t.status != 'started' for t in trials), of=len(study.searches)*study.trials, joules=spent,
-        front={name: len(f) for name, f in fronts.items()}, hypervolume={name: hypervolume(f, references[name]) for name, f in fronts.items()})
+    references, to_do = study.references, len(study.searches)*study.trials//len(study.datasets)
+    def one(name):
+        mine = [t for t in trials if t.dataset == name]
+        best = front(points(mine))
+        return dict(trials=sum(t.status != 'started' for t in mine), of=to_do, front=len(best), hypervolume=hypervolume(best, references[name]))
+    return dict(joules=spent(trials), datasets={name: one(name) for name in study.datasets})

@@ -7,13 +7,12 @@ __all__ = ['tensors', 'train_epoch', 'optimiser_for', 'accuracy', 'Run', 'Traini
 
 # %% ../nbs/04_training.ipynb #c03
 import math, time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 import numpy as np, torch
 from torch.nn.functional import cross_entropy
-from .conventions import lookup, record, study_folder, use_theme
 from .datasets import Dataset
-from .energy import Meter, SimulatedMeter, mean, open_meter, total
+from .energy import Meter, mean, total
 from .zoo import build, parameters
 
 # %% ../nbs/04_training.ipynb #c06
@@ -70,7 +69,8 @@ def accuracy(
 @dataclass
 class Run:
     "What a training run leaves behind."
-    utility: list # after each epoch
+    utility: list # on the validation part, after each epoch
+    test: float|None # utility on the test part after the last epoch; None where it was not read
     joules: list # cumulative, after each epoch
     se: list # standard error of `joules`; None where the run was read once
     spent: float # joules of all repeats together
@@ -105,8 +105,8 @@ def _warm_up(family, configuration, data, device):
     train_epoch(model, optimiser, features[:configuration['batch']], labels[:configuration['batch']], configuration['batch'], generator)
 
 # %% ../nbs/04_training.ipynb #c15
-def _pass(window, family, configuration, data, epochs, seed, device, part):
-    "Train once inside the window; utilities of `part` after each epoch, none when it is None."
+def _pass(window, family, configuration, data, epochs, seed, device, evaluate):
+    "Train once inside the window; the model, and its validation utility after each epoch if it is to be evaluated."
     model, optimiser, generator = _fresh(family, configuration, data, seed, device)
     features, labels = tensors(data, 'train', device)
     work, utility = parameters(model)*len(labels), []
@@ -114,10 +114,10 @@ def _pass(window, family, configuration, data, epochs, seed, device, part):
     for epoch in range(epochs):
         train_epoch(model, optimiser, features, labels, configuration['batch'], generator)
         window.lap(work)
-        if part:
-            utility.append(accuracy(model, *tensors(data, part, device)))
+        if evaluate:
+            utility.append(accuracy(model, *tensors(data, 'validation', device)))
             window.skip()
-    return utility, parameters(model)
+    return model, utility
 
 # %% ../nbs/04_training.ipynb #c16
 def _trajectory(laps, epochs):
@@ -137,7 +137,7 @@ def train(
     meter:Meter,
     repeats:int=2, # the run is read at least so often
     seconds:float=.5, # and until the window is so long
-    part:str='validation', # where utility is read; 'test' for reported fronts only
+    test:bool=False, # read the test part at the end; for reported fronts only
     threads:int=1, # CPU threads of torch
     device:str='cpu',
 ) -> Run:
@@ -150,11 +150,12 @@ def train(
             window.skip()
             start = time.perf_counter()
             while passes < repeats or time.perf_counter() - start < seconds:
-                values, size = _pass(window, family, configuration, data, epochs, seed, device, None if passes else part)
+                model, values = _pass(window, family, configuration, data, epochs, seed, device, not passes)
                 utility, passes = utility or values, passes + 1
     except Exception as e:
         done = len(window.laps) - 1
         raise TrainingFailed(f'{type(e).__name__} in epoch {done % epochs + 1}: {e}', total(window.laps).joules) from e
+    tested = accuracy(model, *tensors(data, 'test', device)) if test else None
     joules, se = _trajectory(window.laps, epochs)
     one, whole = mean([total(window.laps[i:i+epochs]) for i in range(0, len(window.laps), epochs)]), total(window.laps)
-    return Run(utility, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, size, passes, whole.sources)
+    return Run(utility, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), passes, whole.sources)

@@ -10,7 +10,6 @@ import json, os
 from dataclasses import dataclass, field
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .conventions import study_folder
 
 # %% ../nbs/05_trials.ipynb #c06
 SCHEMA = 1
@@ -34,7 +33,7 @@ class Trial:
     reason: str = '' # when failed
     spent: float = 0. # joules of all repeats
     attempts: int = 1
-    retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the test part, joules
+    retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the validation part, test, joules
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)

@@ -7,10 +7,8 @@ __all__ = ['ACTIVATIONS', 'FAMILIES', 'logistic', 'mlp', 'cnn', 'build', 'parame
 
 # %% ../nbs/03_zoo.ipynb #c03
 import math
-import torch
 from torch import nn
-from .conventions import lookup, record, study_folder
-from .space import SPACES, family_space, sobol
+from .conventions import lookup
 
 # %% ../nbs/03_zoo.ipynb #c06
 def logistic(configuration, shape, classes):

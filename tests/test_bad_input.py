@@ -36,6 +36,8 @@ def complaint(*words):
     (['smoke', '-p', 'ranges={mlp: {lr: [0, 1]}}'], 'must start above 0'),
     (['smoke', '-p', 'ranges={mlp: {activation: []}}'], 'at least two different options'),
     (['smoke', '-p', 'ranges=[1]'], 'ranges must map'),
+    (['smoke', '-p', 'ranges={mlp: {width: 8}}'], 'The range of width must be a list, not 8'),
+    (['smoke', '-p', 'seeds=[0, 1'], 'is no YAML'),
     (['smoke', '-p', 'study=../outside'], 'no plain name'),
 ])
 def test_parameters(home, words, said): assert said in complaint(*words)
