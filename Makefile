@@ -1,6 +1,7 @@
 # Two commands: `make study` and `make test`. The others are for developers.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
 .PHONY: study test lab bench publish readme notebooks check install
 study: install
@@ -30,14 +31,17 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# README.md from nbs/index.ipynb, executed, without Quarto
+# nbs/index.ipynb executed, and README.md made from it, without Quarto
 readme: install
-	cd nbs && ../$(BIN)/jupyter nbconvert --log-level=ERROR --execute --to markdown --TagRemovePreprocessor.enabled=True \
-		--TagRemovePreprocessor.remove_input_tags=hide-input --RegexRemovePreprocessor.patterns='^#\| hide' --stdout index.ipynb | sed 's|\.\./||g' > ../README.md
+	$(EXECUTE) nbs/index.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=remove-cell \
+		--TagRemovePreprocessor.remove_input_tags=remove-input --output-dir . --output README nbs/index.ipynb
+	sed -i 's|\.\./||g' README.md
 
 # execute every chapter where it stands, and store its outputs
 notebooks: install
-	for n in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$n || exit 1; done
+	for n in nbs/*.ipynb; do $(EXECUTE) $$n || exit 1; done
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 
