@@ -74,7 +74,7 @@ def trials_chart(
     x, strategy = alt.X('trials:Q', title='trials', axis=alt.Axis(tickMinStep=1, tickCount=5)), _channels('strategy', curves.strategy.unique(), alt.Color, alt.StrokeDash)
     base = alt.Chart(curves).encode(x, *strategy)
     mean, single = alt.Y('mean(hypervolume):Q', **HYPERVOLUME), alt.Y('hypervolume:Q', **HYPERVOLUME)
-    return _grid(alt.layer(base.mark_line(strokeWidth=2.5).encode(mean), base.mark_line(strokeWidth=.7, opacity=.7).encode(single, alt.Detail('seed:N'))), curves)
+    return _grid(alt.layer(base.mark_line(strokeWidth=2.5).encode(mean), base.mark_line(strokeWidth=.7).encode(single, alt.Detail('seed:N'))), curves)
 
 # %% ../nbs/11_figures.ipynb #c16
 def joules_chart(
