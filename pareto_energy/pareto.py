@@ -18,7 +18,7 @@ def points(
     "All points of all trajectories."
     rows = [dict(zip(KEY, t.key), epoch=e + 1, utility=u, joules=j, se=s) for t in trials if t.status == 'finished'
             for e, (u, j, s) in enumerate(zip(t.run['utility'], t.run['joules'], t.run['se']))]
-    return pd.DataFrame(rows, columns=[*KEY, 'epoch', 'utility', 'joules', 'se'])
+    return pd.DataFrame(rows, columns=[*KEY, 'epoch', 'utility', 'joules', 'se']).astype(dict(utility=float, joules=float, se=float))
 
 # %% ../nbs/06_pareto.ipynb #c08
 def objectives(
