@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'Study', 'check_names', 'check_numbers', 'keep_parameters', 'ask',
-           'run_trial', 'chosen', 'retrain', 'trials_left', 'retraining_left', 'is_complete', 'run_study', 'spent',
-           'status']
+           'run_trial', 'chosen', 'retrain', 'trials_left', 'retraining_left', 'is_complete', 'run_study',
+           'read_reference', 'spent', 'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 import torch
 from .conventions import lookup, record, study_folder, study_path, write_text
 from .datasets import DATASETS, dataset
-from .energy import METERS, open_meter
+from .energy import METERS, machine_lock, measure, open_meter, reference_workload
 from .mobo import STRATEGIES, suggest
 from .pareto import front, hypervolume, points, reference_points, representatives
 from .space import SPACES, family_space
 from .training import TrainingFailed, train
-from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials
+from .trials import ATTEMPTS, TrialLog, check_same_source, read_references, read_trials
 
 # %% ../nbs/08_study.ipynb #c06
 @dataclass
@@ -38,6 +39,7 @@ class Study:
     reference_joules: float = 100.
     front_points: int = 6
     fresh_seeds: int = 5
+    reference_every: int = 30
     meter: str = 'codecarbon'
     threads: int = 1
 
@@ -70,7 +72,7 @@ def check_names(study):
         for name in names: lookup(name, options, what)
 
 # %% ../nbs/08_study.ipynb #c09
-COUNTS, AMOUNTS = ('trials', 'initial', 'epochs', 'repeats', 'front_points', 'fresh_seeds', 'threads'), ('seconds', 'reference_joules')
+COUNTS, AMOUNTS = ('trials', 'initial', 'epochs', 'repeats', 'front_points', 'fresh_seeds', 'reference_every', 'threads'), ('seconds', 'reference_joules')
 
 def check_numbers(study):
     "Every budget must be above zero."
@@ -185,13 +187,28 @@ def run_study(
     if not is_complete(study, read_trials(study.log_path)): _run_rest(study)
     return list(read_trials(study.log_path).values())
 
+# %% ../nbs/08_study.ipynb #c22a
+def read_reference(
+    study:Study,
+    log:TrialLog, # held by this process
+    meter,
+):
+    "Read the reference workload when it is due."
+    ended = sum(t.status != 'started' for t in log.trials.values())
+    if ended % study.reference_every or any(r['after'] == ended for r in read_references(log.path)): return
+    reading = measure(reference_workload, meter)
+    log.append('reference', (), after=ended, joules=reading.joules, se=reading.se)
+
 def _run_rest(study):
-    with TrialLog(study.log_path) as log:
-        meter = open_meter(study.meter)
+    meter = open_meter(study.meter)
+    with TrialLog(study.log_path) as log, machine_lock() if meter.label != 'simulated' else nullcontext():
         check_same_source(log.trials.values(), meter.label, meter.machine)
         torch.set_num_threads(study.threads)
-        for key in trials_left(study, log.trials): run_trial(study, log, key, meter)
+        for key in trials_left(study, log.trials):
+            read_reference(study, log, meter)
+            run_trial(study, log, key, meter)
         for trial, epoch, seed in retraining_left(study, log.trials): retrain(study, log, trial, epoch, seed, meter)
+        read_reference(study, log, meter)
 
 # %% ../nbs/08_study.ipynb #c24
 def spent(

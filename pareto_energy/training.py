@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np, torch
 from torch.nn.functional import cross_entropy
 from .datasets import Dataset
-from .energy import Meter, mean, total
+from .energy import Meter, disturbance, mean, surroundings, total
 from .zoo import build, parameters
 
 # %% ../nbs/04_training.ipynb #c06
@@ -80,6 +80,7 @@ class Run:
     parameters: int # trainable parameters
     repeats: int
     sources: dict # source of each component of the joules
+    disturbance: dict # others and stolen as shares of the machine, governor, celsius
 
 # %% ../nbs/04_training.ipynb #c13
 class TrainingFailed(Exception):
@@ -122,9 +123,9 @@ def _pass(window, family, configuration, data, epochs, seed, device, evaluate):
 # %% ../nbs/04_training.ipynb #c16
 def _trajectory(laps, epochs):
     "Cumulative joules of each epoch, mean and standard error over the repeats."
-    joules = np.cumsum(np.array([r.joules for r in laps]).reshape(-1, epochs), axis=1)
-    n = len(joules)
-    se = (joules.std(axis=0, ddof=1)/math.sqrt(n)).tolist() if n > 1 else [None]*epochs
+    table = lambda name: np.cumsum(np.array([getattr(r, name) for r in laps]).reshape(-1, epochs), axis=1)
+    joules, resolution, n = table('joules'), table('resolution').mean(axis=0), len(laps)//epochs
+    se = np.hypot(joules.std(axis=0, ddof=1)/math.sqrt(n), resolution).tolist() if n > 1 else [None]*epochs
     return joules.mean(axis=0).tolist(), se
 
 # %% ../nbs/04_training.ipynb #c17
@@ -143,7 +144,7 @@ def train(
 ) -> Run:
     "Train a model and keep its whole trajectory."
     torch.set_num_threads(threads)
-    utility, passes = [], 0
+    utility, passes, before = [], 0, surroundings()
     try:
         with meter.window() as window:
             _warm_up(family, configuration, data, device)
@@ -158,4 +159,4 @@ def train(
     tested = accuracy(model, *tensors(data, 'test', device)) if test else None
     joules, se = _trajectory(window.laps, epochs)
     one, whole = mean([total(window.laps[i:i+epochs]) for i in range(0, len(window.laps), epochs)]), total(window.laps)
-    return Run(utility, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), passes, whole.sources)
+    return Run(utility, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), passes, whole.sources, disturbance(before, surroundings()))
