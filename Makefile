@@ -1,4 +1,5 @@
 # Two commands: `make study` and `make test`. The others are for developers.
+BENCH ?= bench
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
@@ -15,12 +16,13 @@ lab: install
 	$(BIN)/jupyter lab nbs
 
 bench: install
-	rm -f data/bench/benchmark.json
-	mkdir -p runs/bench data/bench
-	$(BIN)/papermill nbs/12_benchmark.ipynb runs/bench/12_benchmark.ipynb --cwd nbs -p bench bench --no-progress-bar
+	rm -f data/$(BENCH)/benchmark.json
+	mkdir -p runs/$(BENCH) data/$(BENCH)
+	$(BIN)/papermill nbs/12_benchmark.ipynb runs/$(BENCH)/12_benchmark.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 
-# the quick study anew, as the one that the chapters show; then `make notebooks readme`
+# the quick study and the benchmarks anew, as those that the chapters show; then `make notebooks readme`
 publish: install
+	$(MAKE) bench BENCH=published/bench
 	rm -rf data/published/quick figures/published/quick
 	$(BIN)/pareto-energy run quick -p study=published/quick
 

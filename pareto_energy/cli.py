@@ -211,8 +211,9 @@ def preflight(
     from statistics import fmean, stdev
     from pareto_energy.energy import SOURCES, idle, measure, open_meter, reference_workload
     meter = open_meter('codecarbon', device)
+    nothing = idle(meter, .2)
     reference_workload()
-    readings, nothing = [measure(reference_workload, meter) for _ in range(6)], idle(meter, .2)
+    readings = [measure(reference_workload, meter) for _ in range(6)]
     joules = [r.joules for r in readings]
     spread = stdev(joules)/fmean(joules)
     usable = spread <= REPEATABLE

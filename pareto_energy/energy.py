@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LABELS', 'SOURCES', 'POWERCAP', 'SHARE', 'LIBRARIES', 'JOULES_PER_KWH', 'METERS', 'DRIFT', 'Source', 'Part',
            'Reading', 'weakest', 'total', 'standard_error', 'mean', 'Rapl', 'rapl_counters', 'Gpu', 'gpu_counter',
-           'children_seconds', 'is_virtual', 'core_watts', 'CpuTime', 'Constant', 'Window', 'check', 'Meter',
-           'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters', 'find_counters', 'CodeCarbonMeter',
-           'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width', 'reference_workload', 'idle', 'net',
-           'surroundings', 'disturbance', 'machine_lock', 'drift', 'inference', 'lifetime', 'break_even', 'intensity',
-           'footprint', 'mean_intensity', 'meter_record']
+           'has_children', 'children_seconds', 'is_virtual', 'core_watts', 'CpuTime', 'Constant', 'Window', 'check',
+           'Meter', 'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters', 'find_counters',
+           'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width', 'reference_workload',
+           'idle', 'net', 'surroundings', 'disturbance', 'machine_lock', 'drift', 'inference', 'lifetime', 'break_even',
+           'intensity', 'footprint', 'mean_intensity', 'meter_record']
 
 # %% ../nbs/00_energy.ipynb #e003
 import logging, math, os, platform, re, statistics, tempfile, time
@@ -166,10 +166,18 @@ def gpu_counter(
     return Gpu(found[physical])
 
 # %% ../nbs/00_energy.ipynb #e024
+def has_children() -> bool: # always True where the system can't tell quickly
+    "Has this process children, alive or not waited for?"
+    if not hasattr(os, 'waitid'): return True
+    try: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError: return False
+    return True
+
 def children_seconds() -> float: # CPU-seconds
     "CPU time of the children: of those that have ended, and of those that live."
     import psutil
     ended, live = os.times(), 0.
+    if not has_children(): return ended.children_user + ended.children_system
     for child in psutil.Process().children(recursive=True):
         try: live += sum(child.cpu_times()[:4])
         except psutil.NoSuchProcess: continue
@@ -245,7 +253,8 @@ class Window:
         joules = self.meter.end()
         seconds, cpu = (math.fsum(column) for column in list(zip(*self.stretches))[:2])
         check(joules, self.meter, seconds)
-        self.laps += [self._reading(joules, s, c, s/seconds, c/cpu if cpu else s/seconds, seconds) for s, c, counts in self.stretches if counts]
+        error = min(self.meter.tick/math.sqrt(6)/seconds, 1.)
+        self.laps += [self._reading(joules, s, c, s/seconds, c/cpu if cpu else s/seconds, error) for s, c, counts in self.stretches if counts]
         self._open()
 
     def _open(self):
@@ -260,9 +269,8 @@ class Window:
         self.mark = now
         if now[0] - self.start[0] >= self.meter.least_seconds: self.read()
 
-    def _reading(self, joules, seconds, cpu_seconds, time_share, cpu_share, whole):
+    def _reading(self, joules, seconds, cpu_seconds, time_share, cpu_share, error):
         parts = {c: Part(j*(time_share if c == 'gpu' else cpu_share), self.meter.sources[c]) for c, j in joules.items()}
-        error = min(self.meter.tick/math.sqrt(6)/whole, 1.)
         return Reading(parts, seconds, cpu_seconds, error*math.fsum(p.joules for p in parts.values() if SOURCES[p.source].counts))
 
 # %% ../nbs/00_energy.ipynb #e032
@@ -621,8 +629,7 @@ def meter_record(
     sizes=(50, 100, 200, 400), # products in the reference workload
 ) -> dict: # machine, versions, label, sources, watts, idle power and one row for each size
     "Describe a meter by what it is and by what it reads."
-    readings = {k: measure(lambda: reference_workload(k), meter) for k in sizes}
+    nothing, readings = idle(meter, .2), {k: measure(lambda: reference_workload(k), meter) for k in sizes}
     rows = [dict(products=k, joules=r.joules, se=r.se, seconds=r.seconds, ram_joules=r.ram_joules, repeats=r.repeats) for k, r in readings.items()]
-    nothing = idle(meter, .2)
     return dict(machine=meter.machine, versions=versions(), label=meter.label, sources=meter.sources, core_watts=getattr(meter, 'watts', None),
         idle_watts=nothing.joules, idle_se=nothing.se, missing=getattr(meter, 'missing', {}), rows=rows)

@@ -1,0 +1,121 @@
+"What the energy chapter takes for granted in CodeCarbon, and the meters that this machine doesn't have."
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from pareto_energy.energy import CodeCarbonMeter, Gpu, ZeusMeter, _tracker, gpu_counter, measure, open_meter, rapl_counters, tracked_counters
+
+
+def relied_on():
+    "Each private or undocumented name of CodeCarbon that is read, and whether it is there."
+    from codecarbon.core import cpu, gpu, gpu_device, gpu_nvidia, rapl
+    from codecarbon.external import hardware
+    from codecarbon.input import DataSource
+    cpu_object = next(h for h in _tracker()._hardware if type(h).__name__ == 'CPU')
+    yield 'tracker._hardware is a list', isinstance(_tracker()._hardware, list)
+    yield 'CPU._mode is a string', isinstance(cpu_object._mode, str)
+    yield 'RAM.total_power().W is a number', next(h for h in _tracker()._hardware if type(h).__name__ == 'RAM').total_power().W > 0
+    yield 'CPU.measure_power_and_energy gives power and energy in kWh', cpu_object.measure_power_and_energy(1.)[1].kWh >= 0
+    yield 'AppleSiliconChip takes chip_part', 'chip_part' in hardware.AppleSiliconChip.__init__.__code__.co_varnames
+    yield 'NvidiaGPUDevice._get_total_energy_consumption exists', callable(gpu_nvidia.NvidiaGPUDevice._get_total_energy_consumption)
+    yield 'GPUDevice sets _gpu_name', '_gpu_name' in Path(gpu_device.__file__).read_text()
+    yield 'GPUDevice has gpu_index', 'gpu_index' in gpu_device.GPUDevice.__dataclass_fields__
+    yield 'AllGPUDevices().devices is a list', isinstance(gpu.AllGPUDevices().devices, list)
+    yield 'cpu.DEFAULT_POWER_PER_CORE is watts', cpu.DEFAULT_POWER_PER_CORE > 0
+    yield 'cpu.TDP().tdp exists', hasattr(cpu.TDP(), 'tdp')
+    yield 'cpu.count_cpus counts', cpu.count_cpus() > 0
+    yield 'rapl.find_mirrored_counters maps a mirror to its original', rapl.find_mirrored_counters([('a', 9.), ('b', 9.)]) == dict(b='a')
+    yield 'the energy mix has carbon_intensity', DataSource().get_global_energy_mix_data()['GBR']['carbon_intensity'] > 0
+
+
+def test_contract_with_codecarbon():
+    missing = [name for name, holds in relied_on() if not holds]
+    assert not missing, f"CodeCarbon has changed: {'; '.join(missing)} no longer holds. Pin the version in constraints.txt, or change 00_energy."
+
+
+def domain(powercap, name, kind, microjoules):
+    folder = powercap/name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in dict(name=kind, energy_uj=microjoules, max_energy_range_uj=10**9).items(): (folder/file).write_text(f'{text}\n')
+    return folder
+
+
+def test_unreadable_rapl_names_the_command_that_grants_it(tmp_path, monkeypatch):
+    domain(tmp_path, 'intel-rapl:0', 'package-0', 5)
+    domain(tmp_path, 'intel-rapl:0:0', 'dram', 5)
+    read = Path.read_text
+
+    def refuse(path, *args, **kwargs):
+        if path.name == 'energy_uj' and path.parent.name == 'intel-rapl:0': raise PermissionError(13, 'Permission denied')
+        return read(path, *args, **kwargs)
+    monkeypatch.setattr(Path, 'read_text', refuse)
+    counters, missing = rapl_counters(tmp_path)
+    assert [c.component for c in counters] == ['ram'] and 'sudo chmod -R a+r' in missing['cpu']
+    assert CodeCarbonMeter(powercap=tmp_path).sources == dict(cpu='cpu_time', ram='rapl')
+    assert CodeCarbonMeter(powercap=tmp_path).label == 'estimated'
+
+
+def test_a_package_without_memory_domain(tmp_path):
+    domain(tmp_path, 'intel-rapl:0', 'package-0', 5)
+    assert CodeCarbonMeter(powercap=tmp_path).sources == dict(cpu='rapl', ram='constant')
+
+
+def test_a_rapl_counter_that_stands_still_is_an_error(tmp_path):
+    domain(tmp_path, 'intel-rapl:0', 'package-0', 5)
+    with pytest.raises(RuntimeError, match='The rapl counter of the cpu stood still'):
+        measure(lambda: None, CodeCarbonMeter(powercap=tmp_path), seconds=.05)
+
+
+class FakeDevice:
+    def __init__(self, index): self.gpu_index, self._gpu_name, self.millijoules = index, f'Fake {index}', 1000*index
+    def _get_total_energy_consumption(self):
+        self.millijoules += 5000
+        return self.millijoules
+
+
+def test_the_gpu_that_trains_is_the_one_that_counts(monkeypatch):
+    monkeypatch.setattr('codecarbon.core.gpu.AllGPUDevices', lambda: types.SimpleNamespace(devices=[FakeDevice(0), FakeDevice(3)]))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    assert gpu_counter(0).device.gpu_index == 3
+    meter = CodeCarbonMeter('cuda')
+    meter.finish = lambda work: None
+    with meter.window() as window: window.lap()
+    assert window.laps[0].parts['gpu'].joules == 5. and meter.sources['gpu'] == 'nvml' and 'Fake 3' in meter.machine
+    assert meter.label == 'estimated', 'the CPU beside a measured GPU is still an estimate'
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
+    with pytest.raises(RuntimeError, match=r'NVML knows no GPU 1, only \[0, 3\]'): gpu_counter(0)
+
+
+def test_a_gpu_that_disappears(monkeypatch):
+    device = FakeDevice(0)
+    gpu = Gpu(device)
+    device._get_total_energy_consumption = lambda: None
+    with pytest.raises(RuntimeError, match='can no longer be read'): gpu.read()
+
+
+def test_windows_and_apple_as_codecarbon_gives_them():
+    energy = types.SimpleNamespace(kWh=1e-6)
+    class CPU:
+        _mode = 'windows_emi'
+        def start(self): pass
+        def measure_power_and_energy(self, seconds): return None, energy
+    class AppleSiliconChip(CPU):
+        chip_part = 'GPU'
+    counters = tracked_counters([CPU(), AppleSiliconChip()])
+    assert [(c.component, c.source) for c in counters] == [('cpu', 'emi'), ('gpu', 'powermetrics')]
+    assert counters[0].read() == pytest.approx(3.6) and counters[0].read() == pytest.approx(7.2)
+
+
+def test_zeus_reads_what_its_monitor_gives(monkeypatch):
+    class ZeusMonitor:
+        cpu_indices = []
+        def __init__(self, gpu_indices): self.gpu_indices = gpu_indices
+        def begin_window(self, name): pass
+        def end_window(self, name): return types.SimpleNamespace(gpu_energy={0: 12.5}, cpu_energy=None)
+    monkeypatch.setitem(sys.modules, 'zeus', types.ModuleType('zeus'))
+    monkeypatch.setitem(sys.modules, 'zeus.monitor', types.SimpleNamespace(ZeusMonitor=ZeusMonitor))
+    meter = open_meter('zeus', 'cuda:0')
+    with meter.window() as window: window.lap()
+    assert isinstance(meter, ZeusMeter) and window.laps[0].joules == 12.5 and meter.label == 'measured'
