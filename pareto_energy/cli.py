@@ -153,7 +153,7 @@ def print_front(
     from rich.console import Console
     from rich.table import Table
     from pareto_energy.analysis import conclusion, readable
-    path, console = study_path(study)/'front.csv', Console(width=None if sys.stdout.isatty() else 140, force_jupyter=False)
+    path, console = study_path(study)/'front.csv', Console(force_jupyter=False) if sys.stdout.isatty() else Console(width=140, color_system=None, force_jupyter=False)
     if not path.exists(): raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
     for name, rows in pd.read_csv(path).groupby('dataset', sort=False):
         table = Table(title=f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds', title_justify='left')
