@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np, torch
 from torch.nn.functional import cross_entropy
 from .datasets import Dataset
-from .energy import Meter, disturbance, mean, surroundings, total
+from .energy import Meter, MeterError, disturbance, mean, surroundings, total
 from .zoo import build, parameters
 
 # %% ../nbs/04_training.ipynb #c06
@@ -168,6 +168,7 @@ def train(
             while passes < repeats or time.perf_counter() - start < seconds:
                 model, values = _pass(window, family, configuration, data, epochs, seed, device, not passes)
                 utility, passes = utility or values, passes + 1
+    except MeterError: raise
     except Exception as e:
         done = len(window.laps) - 1
         raise TrainingFailed(f'{type(e).__name__} in epoch {done % epochs + 1}: {e}', total(window.laps).joules) from e

@@ -119,3 +119,20 @@ def test_zeus_reads_what_its_monitor_gives(monkeypatch):
     meter = open_meter('zeus', 'cuda:0')
     with meter.window() as window: window.lap()
     assert isinstance(meter, ZeusMeter) and window.laps[0].joules == 12.5 and meter.label == 'measured'
+
+
+def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, monkeypatch):
+    from pareto_energy.energy import MeterError, SimulatedMeter
+    from pareto_energy.study import Study, run_study
+    from pareto_energy.trials import read_trials
+    study = Study('broken', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
+    end, readings = SimulatedMeter.end, []
+
+    def broken(meter):
+        readings.append(0)
+        return dict(cpu=-1.) if len(readings) == 60 else end(meter)
+    monkeypatch.setattr(SimulatedMeter, 'end', broken)
+    with pytest.raises(MeterError, match='The formula counter of the cpu went backwards'): run_study(study)
+    assert [t.status for t in read_trials(study.log_path).values()][-1] == 'started'
+    monkeypatch.setattr(SimulatedMeter, 'end', end)
+    assert [t.status for t in run_study(study)] == ['finished']*4
