@@ -81,7 +81,7 @@ def fit_surrogate(
     "One Gaussian process for each objective."
     gp = lambda column, variance=None: SingleTaskGP(x, column, variance, input_transform=_one_hot(space), outcome_transform=Standardize(1))
     model = ModelListGP(gp(y[:, :1]), gp(y[:, 1:], None if noise is None else noise[:, None]))
-    fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
+    fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=200)))
     return model
 
 # %% ../nbs/07_mobo.ipynb #c14
