@@ -126,11 +126,11 @@ def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, mon
     from pareto_energy.study import Study, run_study
     from pareto_energy.trials import read_trials
     study = Study('broken', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
-    end, readings = SimulatedMeter.end, []
+    end, readings = SimulatedMeter.end, [] # of training epochs
 
     def broken(meter):
-        readings.append(0)
-        return dict(cpu=-1.) if len(readings) == 60 else end(meter)
+        if meter.work > 1000: readings.append(meter.work)
+        return dict(cpu=-1.) if len(readings) == 10 else end(meter)
     monkeypatch.setattr(SimulatedMeter, 'end', broken)
     with pytest.raises(MeterError, match='The formula counter of the cpu went backwards'): run_study(study)
     assert [t.status for t in read_trials(study.log_path).values()][-1] == 'started'
