@@ -8,8 +8,8 @@ __all__ = ['LABELS', 'SOURCES', 'POWERCAP', 'SHARE', 'LIBRARIES', 'JOULES_PER_KW
            'gpu_counter', 'has_children', 'children_seconds', 'is_virtual', 'core_watts', 'CpuTime', 'Constant',
            'Window', 'check', 'Meter', 'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters',
            'find_counters', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width',
-           'reference_workload', 'idle', 'net', 'surroundings', 'disturbance', 'machine_lock', 'drift', 'inference',
-           'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity', 'meter_record']
+           'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance', 'machine_lock', 'drift',
+           'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity', 'meter_record']
 
 # %% ../nbs/00_energy.ipynb #e003
 import logging, math, os, platform, re, statistics, tempfile, time
@@ -497,6 +497,15 @@ def reference_workload(
     for _ in range(products): a @ a
 
 # %% ../nbs/00_energy.ipynb #e065
+def scaled(
+    reading:Reading,
+    k:float, # above 0
+) -> Reading: # of k times the work
+    "A reading, k times over."
+    times = lambda value: None if value is None else k*value
+    return replace(reading, parts={c: replace(p, joules=k*p.joules, se=times(p.se)) for c, p in reading.parts.items()},
+        seconds=k*reading.seconds, cpu_seconds=k*reading.cpu_seconds, resolution=k*reading.resolution, se=times(reading.se))
+
 def idle(
     meter:Meter,
     seconds:float=1., # of each repeat
@@ -506,9 +515,7 @@ def idle(
     with meter.window() as window:
         for _ in range(repeats): time.sleep(seconds); window.lap(0.)
     one = mean(window.laps)
-    scale = lambda value: None if value is None else value/one.seconds
-    return replace(one, parts={c: replace(p, joules=p.joules/one.seconds, se=scale(p.se)) for c, p in one.parts.items()},
-        seconds=1., cpu_seconds=one.cpu_seconds/one.seconds, resolution=one.resolution/one.seconds, se=scale(one.se))
+    return scaled(one, 1/one.seconds)
 
 def net(
     gross:Reading,
@@ -571,8 +578,7 @@ def inference(
 ) -> Reading: # of 1,000 predictions
     "Joules per 1,000 predictions."
     for _ in range(warm_up): predict()
-    r, k = measure(predict, meter, **measuring), 1000/batch
-    return replace(r, parts={c: replace(p, joules=k*p.joules, se=k*p.se) for c, p in r.parts.items()}, seconds=k*r.seconds, cpu_seconds=k*r.cpu_seconds, resolution=k*r.resolution, se=k*r.se)
+    return scaled(measure(predict, meter, **measuring), 1000/batch)
 
 def lifetime(
     training:Reading,
