@@ -9,7 +9,8 @@ __all__ = ['LABELS', 'SOURCES', 'POWERCAP', 'SHARE', 'LIBRARIES', 'JOULES_PER_KW
            'Window', 'check', 'Meter', 'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters',
            'find_counters', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width',
            'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance', 'machine_lock', 'drift',
-           'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity', 'meter_record']
+           'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity', 'meter_record',
+           'window_scatter', 'linearity', 'gpu_validation']
 
 # %% ../nbs/00_energy.ipynb #e003
 import logging, math, os, platform, re, statistics, tempfile, time
@@ -301,7 +302,7 @@ class Meter:
     @property
     def tick(self): return max(SOURCES[s].tick for s in self.sources.values()) # seconds
     @property
-    def least_seconds(self): return max(SOURCES[s].tick for s in self.sources.values())/SHARE # below them, stretches are read together
+    def least_seconds(self): return self.tick/SHARE # below them, stretches are read together
     def window(self): return Window(self)
     def finish(self, work): pass # what must be done before a stretch ends
     def begin(self): raise NotImplementedError('A meter needs begin(), which starts a reading.')
@@ -404,13 +405,15 @@ class CodeCarbonMeter(Meter):
         self.device, self.watts = device, watts or core_watts()
         self.counters, self.missing = find_counters(self.watts, device, powercap)
         self.sources = {c.component: c.source for c in self.counters}
-        self._totals()
+        self.begin()
 
     @property
     def machine(self): return machine(*(c.device._gpu_name for c in self.counters if c.component == 'gpu'))
 
     @property
-    def tick(self): return 1e-6 if self.sources['cpu'] == 'cpu_time' and 'gpu' not in self.sources and not children_seconds() else super().tick
+    def tick(self): # that of the CPU clock is a microsecond for this process itself
+        alone = not has_children() and children_seconds() == self.children
+        return 1e-6 if alone and self.sources['cpu'] == 'cpu_time' and 'gpu' not in self.sources else super().tick
 
     def finish(self, work):
         if self.device.startswith('cuda'):
@@ -422,7 +425,7 @@ class CodeCarbonMeter(Meter):
         for c in self.counters: totals[c.component] += c.read()
         return totals
 
-    def begin(self): self.start = self._totals()
+    def begin(self): self.start, self.children = self._totals(), children_seconds()
     def end(self): return {c: j - self.start[c] for c, j in self._totals().items()}
 
 # %% ../nbs/00_energy.ipynb #e049
@@ -642,3 +645,56 @@ def meter_record(
     rows = [dict(products=k, joules=r.joules, se=r.se, seconds=r.seconds, ram_joules=r.ram_joules, repeats=r.repeats) for k, r in readings.items()]
     return dict(machine=meter.machine, versions=versions(), label=meter.label, sources=meter.sources, core_watts=getattr(meter, 'watts', None),
         idle_watts=nothing.joules, idle_se=nothing.se, missing=getattr(meter, 'missing', {}), rows=rows)
+
+# %% ../nbs/00_energy.ipynb #e092
+def window_scatter(
+    meter:Meter,
+    work, # function without arguments, one unit
+    windows=(.1, .3, 1., 3., 10., 30.), # seconds
+    repeats:int=35, # of each window
+) -> list: # for each window: joules of a unit, and their standard deviation from window to window
+    "How the joules of a unit of work repeat in windows of several lengths."
+    rows = []
+    for seconds in windows:
+        joules = [_window_of(meter, work, lambda n, start: time.perf_counter() - start < seconds)[0] for _ in range(repeats)]
+        rows.append(dict(seconds=seconds, repeats=repeats, joules=statistics.fmean(joules), scatter=statistics.stdev(joules)))
+    return rows
+
+def _window_of(meter, work, goes_on):
+    "Joules of a unit, and the reading of all units in one window."
+    n, start = 0, time.perf_counter()
+    with meter.window() as window:
+        while goes_on(n, start): work(); n += 1
+        window.lap()
+    whole = total(window.laps)
+    return whole.joules/n, whole
+
+# %% ../nbs/00_energy.ipynb #e093
+def linearity(
+    meter:Meter,
+    work, # function without arguments, one unit
+    counts=(1, 2, 4, 8, 16, 32), # units
+) -> dict: # counts, joules of each, and joules predicted by the straight line through them
+    "Whether n units take n times the joules."
+    import numpy as np
+    joules = [_window_of(meter, work, lambda n, start: n < count)[1].joules for count in counts]
+    slope, intercept = np.polyfit(counts, joules, 1)
+    return dict(counts=list(counts), joules=joules, line=[float(intercept + slope*c) for c in counts])
+
+# %% ../nbs/00_energy.ipynb #e096
+def gpu_validation(
+    device:str='cuda',
+    windows=(.1, .3, 1., 3., 10., 30.), # seconds
+    repeats:int=35,
+) -> dict: # machine, scatter and linearity, joules of NVML and of CodeCarbon in one window, share of the CPU
+    "Validate NVML's counter on a product of matrices."
+    import torch
+    meter, a = CodeCarbonMeter(device), torch.ones(4096, 4096, device=device)
+    def work(): a @ a; torch.cuda.synchronize(device)
+    for _ in range(100): work()
+    _tracker().start_task('validation')
+    try: whole = _window_of(meter, work, lambda n, start: time.perf_counter() - start < 10)[1]
+    finally: codecarbon = _tracker().stop_task('validation').gpu_energy*JOULES_PER_KWH
+    gpu = whole.parts['gpu'].joules
+    return dict(machine=meter.machine, versions=versions(), nvml=gpu, codecarbon=codecarbon, cpu_share=1 - gpu/whole.joules,
+        scatter=window_scatter(meter, work, windows, repeats), linearity=linearity(meter, work))

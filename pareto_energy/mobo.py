@@ -10,7 +10,7 @@ __all__ = ['STRATEGIES', 'Suggestion', 'random', 'sobol', 'energy_noise', 'train
 import math, warnings
 from dataclasses import dataclass
 import numpy as np, torch
-from botorch.acquisition.multi_objective import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective import logei, qLogNoisyExpectedHypervolumeImprovement
 from botorch.exceptions.errors import ModelFittingError
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, SingleTaskGP
@@ -85,6 +85,8 @@ def fit_surrogate(
     return model
 
 # %% ../nbs/07_mobo.ipynb #c14
+logei._load_attempted = True # no C++ kernel
+
 def maximise_acquisition(
     space:Space,
     model:ModelListGP,
