@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STOPWATCH', 'read_study', 'drift_sentence', 'without_drift', 'plus_minus', 'idle_sentence', 'energy_and_time',
-           'half_width_of', 'no_front', 'retrained_points', 'price', 'front_table', 'describe_configuration',
-           'readable', 'savings', 'saving_sentence', 'conclusion', 'search_progress', 'compare_strategies',
-           'comparison_sentence', 'bill']
+           'half_width_of', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'price',
+           'front_table', 'readable', 'savings', 'saving_sentence', 'conclusion', 'search_progress',
+           'compare_strategies', 'comparison_sentence', 'bill']
 
 # %% ../nbs/10_analysis.ipynb #c03
 import json, math
@@ -94,6 +94,22 @@ def half_width_of(
     values = [float(v) for v in values]
     return half_width(standard_error(values), len(values) - 1)
 
+# %% ../nbs/10_analysis.ipynb #c10s
+def searched(
+    trials:list, # of a study
+) -> dict: # (dataset, family) -> names of the hyper-parameters that vary
+    "What was searched, and not fixed."
+    groups = {}
+    for t in trials: groups.setdefault((t.dataset, t.family), []).append(t.configuration)
+    return {key: {name for name in cs[0] if len({c[name] for c in cs}) > 1} for key, cs in groups.items()}
+
+def describe_configuration(
+    configuration:dict,
+    names, # of the hyper-parameters to tell
+) -> str:
+    "A configuration in a few words."
+    return ', '.join(f'{k} {v:.2g}' if isinstance(v, float) else f'{k} {v}' for k, v in configuration.items() if k in names)
+
 # %% ../nbs/10_analysis.ipynb #c11
 def no_front(trials) -> str:
     "Why there is nothing to report."
@@ -105,13 +121,13 @@ def retrained_points(
     trials:list, # of a study
 ) -> pd.DataFrame: # a row for each retrained point
     "Points of the fronts, trained anew: means and 95 % half-widths of both axes."
-    rows = []
+    rows, varied = [], searched(trials)
     for t in trials:
         for epoch in sorted({r['epoch'] for r in t.retrained}):
             runs = [r for r in t.retrained if r['epoch'] == epoch]
             good = pd.DataFrame([r for r in runs if 'test' in r])
             if good.empty: continue
-            rows.append(dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=epoch, configuration=json.dumps(t.configuration), parameters=t.run['parameters'],
+            rows.append(dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=epoch, configuration=json.dumps(t.configuration), searched=describe_configuration(t.configuration, varied[t.dataset, t.family]), parameters=t.run['parameters'],
                 first_utility=t.run['utility'][epoch - 1], first_joules=t.run['joules'][epoch - 1], utility=good.utility.mean(), test=good.test.mean(), test_ci=half_width_of(good.test),
                 joules=good.joules.mean(), joules_ci=half_width_of(good.joules), seeds=len(good), failed=len(runs) - len(good)))
     if not rows: raise ValueError(no_front(trials))
@@ -121,26 +137,20 @@ def retrained_points(
 def price(
     front:pd.DataFrame, # of one dataset, cheapest first
 ) -> pd.Series: # joules per percentage point; nan where the gain can't be told from chance
-    "What a further point of accuracy costs."
+    "What a further point of utility costs."
     gain, noise = front.test.diff(), np.hypot(front.test_ci, front.test_ci.shift())
     return (front.joules.diff()/(100*gain)).where(gain > noise)
 
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
-) -> pd.DataFrame: # cheapest first for each dataset, with on_front and price
+    references:dict, # dataset -> reference point, with the name of the utility
+) -> pd.DataFrame: # cheapest first for each dataset, with metric, on_front and price
     "The reported fronts."
     tables = []
-    for _, t in retrained.groupby('dataset', sort=False):
+    for name, t in retrained.groupby('dataset', sort=False):
         best = front(t)
-        tables.append(t.assign(on_front=t.index.isin(best.index), price=price(best)).sort_values('joules'))
+        tables.append(t.assign(metric=references[name]['metric'], on_front=t.index.isin(best.index), price=price(best)).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
-
-# %% ../nbs/10_analysis.ipynb #c16
-def describe_configuration(
-    configuration:str, # as JSON
-) -> str:
-    "A configuration in a few words."
-    return ', '.join(f'{k} {v:.2g}' if isinstance(v, float) else f'{k} {v}' for k, v in json.loads(configuration).items())
 
 # %% ../nbs/10_analysis.ipynb #c16b
 def readable(
@@ -148,10 +158,10 @@ def readable(
 ) -> pd.DataFrame: # of strings
     "The front as it is printed."
     t, plain = table[table.on_front], lambda p: np.format_float_positional(p, 2, fractional=False, trim='-')
-    return pd.DataFrame({'model': t.family, 'accuracy (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
+    return pd.DataFrame({'model': t.family, f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
         'energy (J)': [plus_minus(*r) for r in zip(t.joules, t.joules_ci)],
         'a point more costs (J)': ['', *('gain unclear' if math.isnan(p) else plain(p) for p in t.price[1:])],
-        'epochs': t.epochs, 'configuration': [describe_configuration(c) for c in t.configuration]})
+        'epochs': t.epochs, 'configuration': t.searched})
 
 # %% ../nbs/10_analysis.ipynb #c19
 def savings(
@@ -179,7 +189,7 @@ def conclusion(
 ) -> str:
     "What the front says: its best point, the next cheaper one and the cheapest."
     s, best = savings(table), table[table.on_front].sort_values('joules').iloc[-1]
-    first = f'On {name} the best model found is of family {best.family}, with {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {best.joules:.2g} J'
+    first = f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {best.joules:.2g} J'
     if s.empty: return f'{first}; no cheaper point stands on the front.'
     return '; '.join([first, *(saving_sentence(row) for row in s.iloc[[-1, 0][:len(s)]].itertuples())]) + '.'
 

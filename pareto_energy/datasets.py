@@ -6,8 +6,8 @@
 __all__ = ['METRIC', 'SPLIT_SEED', 'PADDING', 'UNKNOWN', 'LANGUAGES', 'CVDF', 'CIFAR', 'UCI', 'ADULT', 'ADULT_COLUMNS',
            'CALIFORNIA', 'SMS', 'FSDD', 'RATE', 'SAMPLES', 'STRATA', 'OFFICIAL', 'DATASETS', 'UTILITIES', 'Card',
            'Dataset', 'card', 'split', 'standardised', 'encoded_table', 'encoded_text', 'cache_folder', 'File', 'fetch',
-           'spectrogram', 'dataset', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc', 'r2', 'utility_of',
-           'chance', 'reduced']
+           'spectrogram', 'check_name', 'dataset', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc', 'r2',
+           'utility_of', 'metric', 'chance', 'reduced']
 
 # %% ../nbs/01_datasets.ipynb #c03
 import gzip, hashlib, io, math, os, re, tarfile, zipfile, zlib
@@ -296,7 +296,6 @@ DATASETS = {
 # %% ../nbs/01_datasets.ipynb #c35
 def _openml(name):
     number = name.partition(':')[2]
-    if not number.isdigit(): raise ValueError(f'The OpenML dataset {name!r} needs a number: openml:1590, for instance.')
     from sklearn.datasets import fetch_openml
     try: bunch = fetch_openml(data_id=int(number), data_home=cache_folder()/'openml', as_frame=True)
     except OSError as e: raise OSError(f'{name} is not in {cache_folder()}/openml, and could not be downloaded from openml.org ({e}): fetch it where there is a network, with the same PARETO_ENERGY_CACHE.') from e
@@ -306,10 +305,15 @@ def _openml(name):
     return card, bunch.data, targets, {}
 
 # %% ../nbs/01_datasets.ipynb #c36
+def check_name(
+    name:str, # of a dataset
+):
+    "Refuse a dataset that doesn't exist."
+    if not re.fullmatch(r'openml:\d+', name): lookup(name, [*DATASETS, 'openml:<number>'], 'dataset')
+
 def _raw(name):
-    if name.startswith('openml:'): return _openml(name)
-    card = lookup(name, DATASETS, 'dataset')
-    return (card, *card.load())
+    check_name(name)
+    return _openml(name) if name.startswith('openml:') else (DATASETS[name], *DATASETS[name].load())
 
 def _subset(index, targets, n, task):
     from sklearn.model_selection import train_test_split
@@ -371,6 +375,14 @@ def utility_of(
     function = lookup(name, UTILITIES, 'utility')
     if (name == 'r2') != (data.task == 'regression'): raise ValueError(f'The utility {name} does not fit {data.name}, a {data.task}: choose {METRIC[data.task]}, or a function of your own.')
     return function
+
+def metric(
+    data:Dataset,
+    utility=None, # as in `utility_of`
+) -> str: # as it is printed
+    "The name of a dataset's utility."
+    name = utility_of(data, utility).__name__
+    return dict(r2='R²', roc_auc='ROC-AUC', macro_f1='macro-F1').get(name, name.replace('_', ' '))
 
 def chance(
     data:Dataset,

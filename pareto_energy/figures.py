@@ -41,7 +41,8 @@ def _intervals(table):
         less=(table.joules - table.joules_ci).clip(lower=table.joules/1.2), more=table.joules + table.joules_ci)
 
 def _front_panel(fronts, again, families, label, name):
-    x, y = energy_axis([*fronts.joules, *again.joules], label), alt.Y('utility:Q', title='accuracy', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=6))
+    metric = again.metric.iloc[0]
+    x, y = energy_axis([*fronts.joules, *again.joules], label), alt.Y('utility:Q', title=metric, scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=6))
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     stairs, marks = alt.Chart(fronts).encode(x, y, colour), alt.Chart(again).encode(x, y, colour)
     return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2), marks.mark_rule().encode(y='low:Q', y2='high:Q'),

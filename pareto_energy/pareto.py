@@ -8,7 +8,7 @@ __all__ = ['points', 'objectives', 'front', 'reference_points', 'hypervolume', '
 # %% ../nbs/06_pareto.ipynb #c03
 import math
 import moocore, numpy as np, pandas as pd
-from .datasets import dataset
+from .datasets import chance, dataset, metric
 from .trials import KEY
 
 # %% ../nbs/06_pareto.ipynb #c06
@@ -38,10 +38,11 @@ def front(
 def reference_points(
     datasets:list, # names
     joules:float, # the energy beyond which a model isn't worth having
-) -> dict: # dataset -> utility and joules of its reference point
+    utility=None, # as in `datasets.utility_of`
+) -> dict: # dataset -> utility and joules of its reference point, and the name of the utility
     "The reference point of each dataset."
     if not joules > 0: raise ValueError(f'reference_joules must be above 0, not {joules}.')
-    return {name: dict(utility=round(float(dataset(name).chance), 4), joules=joules) for name in datasets}
+    return {name: dict(utility=round(chance(dataset(name), utility), 4), joules=joules, metric=metric(dataset(name), utility)) for name in datasets}
 
 # %% ../nbs/06_pareto.ipynb #c14
 def hypervolume(

@@ -290,9 +290,9 @@ def train(
     return Run(values, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), operations and operations*epochs, passes, whole.sources, disturbance(before, surroundings()))
 
 # %% ../nbs/04_training.ipynb #z01
-SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 128)), cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),
+SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 256)), cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),
     gru=('width', (16, 32, 64)), transformer=('width', (16, 32, 64)), gbdt=('leaves', (4, 12, 31)))
-EPOCHS = {'fashion-mnist': 8, 'adult': 8, 'sms-spam': 12, 'spoken-digits': 20} # 30 elsewhere
+EPOCHS = {'digits': 60, 'breast-cancer': 60, 'diabetes': 100, 'fashion-mnist': 8, 'adult': 8, 'sms-spam': 12, 'spoken-digits': 20} # 30 elsewhere
 
 def zoo_run(
     name:str, # of a dataset
@@ -301,7 +301,7 @@ def zoo_run(
     **changes, # of the default configuration
 ) -> dict: # dataset, family, configuration, utility, test, joules, se, parameters, flops, label, machine
     "One run of a family on a dataset, all the data, the test part read at the end."
-    configuration = DEFAULTS[family] | dict(threads=2) | changes
+    configuration = DEFAULTS[family] | changes
     run = train(family, configuration, dataset(name), EPOCHS.get(name, 30), 0, meter, repeats=1, test=True)
     return dict(dataset=name, family=family, configuration=configuration, label=meter.label, machine=meter.machine,
         **{k: getattr(run, k) for k in ('utility', 'test', 'joules', 'seconds', 'parameters', 'flops')})
