@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'EPOCHS', 'PICTURED', 'tensors', 'precision_of', 'train_epoch', 'optimiser_for', 'set_rate', 'scores_of',
-           'step_flops', 'Run', 'TrainingFailed', 'fresh', 'one_run', 'boosted_run', 'staged_scores', 'whole_runs',
-           'is_precise', 'train', 'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
+           'step_flops', 'Run', 'TrainingFailed', 'seeded', 'fresh', 'one_run', 'boosted_run', 'staged_scores',
+           'whole_runs', 'is_precise', 'train', 'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
 
 # %% ../nbs/04_training.ipynb #c03
 import math, time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np, torch
@@ -127,11 +127,19 @@ class TrainingFailed(Exception):
         self.reason, self.spent = reason, spent
 
 # %% ../nbs/04_training.ipynb #c14
+@contextmanager
+def seeded(
+    seed:int,
+    device:str='cpu',
+):
+    "Torch's random state from a seed, and as it was before afterwards."
+    with torch.random.fork_rng(devices=[device] if device.startswith('cuda') else []):
+        torch.manual_seed(seed)
+        yield
+
 def fresh(family, configuration, data, seed, device):
     "Model, optimiser and generator in their first state."
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build(family, configuration, data).to(device)
+    with seeded(seed, device): model = build(family, configuration, data).to(device)
     return model, optimiser_for(model, configuration), torch.Generator(device).manual_seed(seed)
 
 def _warm_up(family, configuration, data, device):
@@ -160,11 +168,12 @@ def one_run(
     loss, precision, start = loss_of(family, data.task), precision_of(configuration, device), time.perf_counter()
     work, values = parameters(model)*len(targets), []
     window.skip()
-    for epoch in range(epochs):
-        set_rate(optimiser, configuration, epoch)
-        train_epoch(model, optimiser, loss, features, targets, configuration['batch'], generator, precision)
-        window.lap(work)
-        if evaluate:
+    with seeded(seed, device):
+        for epoch in range(epochs):
+            set_rate(optimiser, configuration, epoch)
+            train_epoch(model, optimiser, loss, features, targets, configuration['batch'], generator, precision)
+            window.lap(work)
+            if not evaluate: continue
             values.append(evaluate(model))
             window.skip()
             if time.perf_counter() - start > deadline: break

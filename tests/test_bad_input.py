@@ -36,7 +36,10 @@ def complaint(*words):
     (['smoke', '-p', 'ranges={mlp: {lr: [0, 1]}}'], 'must start above 0'),
     (['smoke', '-p', 'ranges={mlp: {activation: []}}'], 'at least two different options'),
     (['smoke', '-p', 'ranges=[1]'], 'ranges must map'),
-    (['smoke', '-p', 'ranges={mlp: {width: 8}}'], 'The range of width must be a list, not 8'),
+    (['smoke', '-p', 'ranges={mlp: {width: wide}}'], 'width can be fixed at a whole number'),
+    (['smoke', '-p', 'datasets=[diabetes]', '-p', 'families=[logistic]'], 'None of the families logistic serves diabetes'),
+    (['smoke', '-p', 'utility=f1'], 'Unknown utility'),
+    (['smoke', '-p', 'utility=r2'], 'does not fit digits, a classification'),
     (['smoke', '-p', 'seeds=[0, 1'], 'is no YAML'),
     (['smoke', '-p', 'study=../outside'], 'no plain name'),
 ])
@@ -112,4 +115,4 @@ def test_a_study_of_failures_says_so(home, smoke):
     trials = run_study(Study('wild', **smoke | wild))
     assert {t.status for t in trials} == {'failed'} and all(t.spent > 0 and 'loss became nan' in t.reason for t in trials)
     assert [t.origin['source'] for t in trials if t.strategy == 'qlognehvi'] == ['sobol']*3 + ['sobol: fewer than two finished trials']
-    with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch 1'): retrained_points(trials)
+    with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch [12]'): retrained_points(trials)
