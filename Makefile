@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test lab bench publish readme notebooks check install
+.PHONY: study test lab bench zoo publish readme notebooks check install
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -19,6 +19,11 @@ bench: install
 	rm -f data/$(BENCH)/benchmark.json
 	mkdir -p runs/$(BENCH) data/$(BENCH)
 	$(BIN)/papermill nbs/12_benchmark.ipynb runs/$(BENCH)/12_benchmark.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
+
+# every family on every dataset that is at hand, for chapter 03; what is done stays done
+zoo: install
+	mkdir -p data/published/zoo
+	OMP_NUM_THREADS=1 $(BIN)/python -c 'from pathlib import Path; from pareto_energy.training import sweep_zoo; sweep_zoo(Path("data/published/zoo"))'
 
 # the quick study and the benchmarks anew, as those that the chapters show; then `make notebooks readme`
 publish: install

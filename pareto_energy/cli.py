@@ -81,7 +81,7 @@ def check_study(parameters:dict):
     trials = read_trials(study.log_path)
     keep_parameters(study)
     if trials and not is_complete(study, trials):
-        meter = open_meter(study.meter)
+        meter = open_meter(study.meter, study.device)
         check_same_source(trials.values(), meter.label, meter.machine)
     return study
 

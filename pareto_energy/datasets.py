@@ -262,12 +262,13 @@ RATE, SAMPLES = 8000, 4000 # hertz; samples kept, half a second
 
 def spectrogram(
     sound:np.ndarray, # (samples,)
-) -> np.ndarray: # (65 frequencies, 61 steps) log power
-    "How loud each frequency is in each step."
+) -> np.ndarray: # (65 frequencies, 61 steps) log power, with mean 0 and standard deviation 1
+    "How loud each frequency is in each step, however near the microphone was."
     from scipy.signal import ShortTimeFFT
     from scipy.signal.windows import hann
     sound = np.pad(sound[:SAMPLES].astype(float), (0, max(0, SAMPLES - len(sound))))
-    return np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, RATE).spectrogram(sound, p0=1, p1=62))
+    power = np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, RATE).spectrogram(sound, p0=1, p1=62))
+    return (power - power.mean())/power.std()
 
 def _spoken_digits():
     from scipy.io import wavfile

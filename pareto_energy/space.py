@@ -180,11 +180,11 @@ def family_space(
 # %% ../nbs/02_space.ipynb #c26b
 PLAIN = dict(lr=3e-3, batch=64, optimiser='adam', schedule='inverse_sqrt', weight_decay=1e-4, precision='float32', threads=1, fraction=1., shrink=1)
 DEFAULTS = dict(
-    logistic=PLAIN | dict(lr=.02),
-    svm=PLAIN | dict(lr=.02),
-    mlp=PLAIN | dict(width=256, depth=2, activation='relu', dropout=.1),
+    logistic=PLAIN | dict(lr=7e-3),
+    svm=PLAIN | dict(lr=.01),
+    mlp=PLAIN | dict(batch=32, width=256, depth=2, activation='relu', dropout=.1),
     cnn=PLAIN | dict(channels=24, depth=3, kernel=3, dropout=.1),
     resnet=PLAIN | dict(channels=16, depth=3, dropout=.1),
     gru=PLAIN | dict(lr=.01, width=64, depth=1, dropout=.1),
-    transformer=PLAIN | dict(width=32, depth=2, heads=4, patch=4, dropout=.1),
+    transformer=PLAIN | dict(width=64, depth=1, heads=4, patch=4, dropout=.3),
     gbdt=dict(lr=.1, trees=8, leaves=31, l2=.1, bins=255, threads=1, fraction=1., shrink=1))

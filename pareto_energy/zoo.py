@@ -130,7 +130,7 @@ def gbdt(c, data):
     "Boosted trees, untrained; `max_iter` is set when the number of epochs is known."
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     kind = HistGradientBoostingRegressor if data.task == 'regression' else HistGradientBoostingClassifier
-    return kind(learning_rate=c['lr'], max_leaf_nodes=c['leaves'], l2_regularization=c['l2'], max_bins=c['bins'], min_samples_leaf=5, early_stopping=False)
+    return kind(learning_rate=c['lr'], max_leaf_nodes=c['leaves'], l2_regularization=c['l2'], max_bins=c['bins'], early_stopping=False)
 
 # %% ../nbs/03_zoo.ipynb #c22
 FAMILIES = dict(logistic=logistic, svm=svm, mlp=mlp, cnn=cnn, resnet=resnet, gru=gru, transformer=transformer, gbdt=gbdt)

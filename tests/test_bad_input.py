@@ -38,6 +38,7 @@ def complaint(*words):
     (['smoke', '-p', 'ranges=[1]'], 'ranges must map'),
     (['smoke', '-p', 'ranges={mlp: {width: wide}}'], 'width can be fixed at a whole number'),
     (['smoke', '-p', 'datasets=[diabetes]', '-p', 'families=[logistic]'], 'None of the families logistic serves diabetes'),
+    (['smoke', '-p', 'device=gpu'], 'expected cpu, cuda'),
     (['smoke', '-p', 'utility=f1'], 'Unknown utility'),
     (['smoke', '-p', 'utility=r2'], 'does not fit digits, a classification'),
     (['smoke', '-p', 'seeds=[0, 1'], 'is no YAML'),
