@@ -20,7 +20,7 @@ def test_the_book_runs_and_resumes(tmp_path):
               'front.csv', 'searches.csv', 'comparison.csv', 'bill.csv', 'suggestions.csv']
     assert not [name for name in stages if not (data/name).stat().st_size]
     assert sorted(p.name for p in figures.iterdir()) == sorted(f'{f}.{s}' for f in ('front', 'trials', 'joules') for s in ('pdf', 'svg', 'png'))
-    assert 'digits: test part' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
+    assert 'digits: test part' in out and 'diabetes: test part' in out and 'R² (%)' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
     assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 13
     assert 'simulated' in (figures/'front.svg').read_text()
     log = (data/'trials.jsonl').read_bytes()
@@ -29,7 +29,7 @@ def test_the_book_runs_and_resumes(tmp_path):
     assert (data/'trials.jsonl').read_bytes() == log
     said(BIN/alone[0], *alone[1:], '-p', 'trials', 5, home=tmp_path)
     assert (data/'trials.jsonl').read_bytes().startswith(log)
-    assert (data/'trials.jsonl').read_text().count('"finished"') == log.count(b'"finished"') + 8
+    assert (data/'trials.jsonl').read_text().count('"finished"') == log.count(b'"finished"') + 12
 
 
 def test_no_network(home, smoke, monkeypatch):
