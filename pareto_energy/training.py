@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'EPOCHS', 'PICTURED', 'ZOO', 'tensors', 'precision_of', 'tra
            'staged_scores', 'whole_runs', 'is_precise', 'train', 'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
 
 # %% ../nbs/04_training.ipynb #c03
-import math, time
+import math, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -320,12 +320,15 @@ def peer(
     family:str, # logistic, svm, mlp or gbdt
     data:Dataset,
 ) -> float: # utility on the test part
-    "Scikit-learn's own model of the kind, with its defaults."
+    "Scikit-learn's own model of the kind, with its defaults, converged or not."
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn import ensemble, linear_model, neural_network, svm
     models = dict(classification=dict(logistic=linear_model.LogisticRegression(max_iter=1000), svm=svm.LinearSVC(), mlp=neural_network.MLPClassifier(random_state=0), gbdt=ensemble.HistGradientBoostingClassifier(random_state=0)),
         regression=dict(svm=svm.LinearSVR(), mlp=neural_network.MLPRegressor(random_state=0), gbdt=ensemble.HistGradientBoostingRegressor(random_state=0)))
     prepared = {part: (_flat(features, data), targets) for part, (features, targets) in data.parts.items()}
-    model = models[data.task][family].fit(*prepared['train'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        model = models[data.task][family].fit(*prepared['train'])
     answers, targets = model.predict(prepared['test'][0]), prepared['test'][1]
     return utility_of(data)(answers[:, None] if data.task == 'regression' else np.eye(data.outputs)[answers], targets)
 
