@@ -45,8 +45,8 @@ def _front_panel(fronts, again, families, label, name):
     x, y = energy_axis([*fronts.joules, *again.joules], label), alt.Y('utility:Q', title=metric, scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=6))
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     stairs, marks = alt.Chart(fronts).encode(x, y, colour), alt.Chart(again).encode(x, y, colour)
-    return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2), marks.mark_rule(clip=True).encode(y='low:Q', y2='high:Q'),
-        marks.mark_rule(clip=True).encode(x='less:Q', x2='more:Q'), marks.mark_point(filled=True, size=60, opacity=1).encode(shape=shape)).properties(title=name, width=250, height=210)
+    return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2), marks.mark_rule().encode(y='low:Q', y2='high:Q'),
+        marks.mark_rule().encode(x='less:Q', x2='more:Q'), marks.mark_point(filled=True, size=60, opacity=1).encode(shape=shape)).properties(title=name, width=250, height=210)
 
 # %% ../nbs/11_figures.ipynb #c10a
 def front_chart(
