@@ -67,16 +67,16 @@ class Study:
     def log_path(self): return study_path(self.study)/'trials.jsonl'
 
 # %% ../nbs/08_study.ipynb #c08
-NAMES = dict(datasets=('dataset', None), families=('family', SPACES), strategies=('strategy', STRATEGIES))
+NAMES = dict(datasets=('dataset', check_name), families=('family', lambda name: lookup(name, SPACES, 'family')), strategies=('strategy', lambda name: lookup(name, STRATEGIES, 'strategy')))
 
 def check_names(study):
     "Every name must exist."
     study_path(study.study)
     lookup(study.meter, METERS, 'meter')
-    for parameter, (what, options) in NAMES.items():
+    for parameter, (what, check) in NAMES.items():
         names = getattr(study, parameter)
         if not isinstance(names, (list, tuple)) or not names: raise ValueError(f'{parameter} must be a list with at least one {what}, not {names!r}.')
-        for name in names: lookup(name, options, what) if options else check_name(name)
+        for name in names: check(name)
     if study.utility is not None: lookup(study.utility, UTILITIES, 'utility')
 
 def check_device(study):
@@ -127,6 +127,7 @@ def ask(
 ) -> tuple: # configuration, and its origin with seconds and joules
     "The strategy's next configuration, metered."
     name, family, strategy, seed = search
+    torch.set_num_threads(study.threads)
     with meter.window() as window:
         suggestion = suggest(strategy, study.spaces[name, family], earlier, seed, study.initial)
         window.lap()
@@ -227,7 +228,6 @@ def _run_rest(study):
     meter = open_meter(study.meter, study.device)
     with TrialLog(study.log_path) as log, machine_lock() if meter.label != 'simulated' else nullcontext():
         check_same_source(log.trials.values(), meter.label, meter.machine)
-        torch.set_num_threads(study.threads)
         _keep(log, 'idle', idle(meter, IDLE_SECONDS))
         for key in trials_left(study, log.trials):
             read_reference(study, log, meter)

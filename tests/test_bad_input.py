@@ -112,8 +112,8 @@ def test_front_of_a_study_without_results(home):
 def test_a_study_of_failures_says_so(home, smoke):
     from pareto_energy.analysis import retrained_points
     from pareto_energy.study import Study, run_study
-    wild = dict(families=['mlp'], seeds=[0], ranges=dict(mlp=dict(lr=[1e37, 3e38])))
+    wild = dict(families=['mlp'], seeds=[0], ranges=dict(mlp=dict(lr=[1e37, 3e38], batch=[32, 512], fraction=1.)))
     trials = run_study(Study('wild', **smoke | wild))
     assert {t.status for t in trials} == {'failed'} and all(t.spent > 0 and 'loss became nan' in t.reason for t in trials)
     assert [t.origin['source'] for t in trials if t.strategy == 'qlognehvi'] == ['sobol']*3 + ['sobol: fewer than two finished trials']
-    with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch [12]'): retrained_points(trials)
+    with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch 1'): retrained_points(trials)

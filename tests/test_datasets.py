@@ -2,10 +2,8 @@
 import gzip
 import hashlib
 import io
-import os
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -39,7 +37,7 @@ def tgz(**members):
     return raw.getvalue()
 
 
-def test_idx_files(cache, monkeypatch):
+def test_idx_files(cache):
     rng = np.random.default_rng(0)
     idx = lambda a: bytes([0, 0, 8, a.ndim]) + np.array(a.shape, '>u4').tobytes() + a.astype(np.uint8).tobytes()
     arrays = [rng.integers(0, 255, (60, 4, 4)), np.arange(60) % 3, rng.integers(0, 255, (12, 4, 4)), np.arange(12) % 3]
