@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch.utils.data import DataLoader, TensorDataset
 from .datasets import dataset
-from .mobo import suggest
+from .mobo import FINAL_POINT, Search
 from .space import DEFAULTS, SPACES, Space, sobol
 from .training import fresh, one_run, scores_of, tensors
 from .trials import Trial
@@ -151,13 +151,13 @@ def suggestion_seconds(
 ) -> list: # for each size: median, least and most seconds
     "How long one suggestion takes."
     torch.set_num_threads(1)
-    suggest('qlognehvi', SIX, formula_trials(8), 0, 5)
+    FINAL_POINT['qlognehvi'](Search(SIX), formula_trials(8), 0)
     rows = []
     for n in sizes:
         seconds = []
         for seed in range(repeats):
             trials, start = formula_trials(n, seed), time.perf_counter()
-            suggest('qlognehvi', SIX, trials, seed, 5)
+            FINAL_POINT['qlognehvi'](Search(SIX), trials, seed)
             seconds.append(time.perf_counter() - start)
         rows.append(dict(trials=n, median=statistics.median(seconds), least=min(seconds), most=max(seconds)))
     return rows

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
            'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'run_chapters', 'print_front',
-           'main', 'plain_errors', 'run', 'front', 'preflight', 'print_preflight', 'meter']
+           'main', 'plain_errors', 'run', 'front', 'preflight', 'print_preflight', 'meter', 'benchmark',
+           'print_searches']
 
 # %% ../nbs/20_cli.ipynb #c03
 import json, os, sys, threading
@@ -249,3 +250,34 @@ def meter(
     if json_: typer.echo(json.dumps(found))
     else: print_preflight(found)
     if not found['usable']: raise typer.Exit(1)
+
+# %% ../nbs/20_cli.ipynb #b02
+@app.command()
+def benchmark(
+    data: Annotated[Path, typer.Option(help='Folder with summary_train.csv and summary_power_GPU.csv.')],
+    gpu: Annotated[str, typer.Option(help='The GPU in the name of the power file, such as a40 or v100.')],
+    workload: Annotated[str, typer.Option(help='A dataset in the files, such as squad.')],
+    strategy: Annotated[list[str], typer.Option(help='trajectory, qlognehvi, random, optuna-tpe, ax, …; may be repeated.')] = ('trajectory', 'qlognehvi', 'random'),
+    seeds: Annotated[int, typer.Option(min=1, help='Searches of each strategy.')] = 5,
+    runs: Annotated[int, typer.Option(min=1, help='Training runs of each search.')] = 40,
+    json_: Annotated[Path, typer.Option('--json', help='File of the results: share of the true hypervolume, joules and seconds of asking after every run.')] = None,
+):
+    "Compare strategies on recorded training runs: what share of the true front is found, for how many joules."
+    import tempfile
+    from pareto_energy.search import benchmark as compare, reaching, zeus_table
+    with plain_errors(2), tempfile.TemporaryDirectory() as folder:
+        table = zeus_table(data, gpu, workload)
+        typer.echo(f'{table.name}: {len(table.keys)} configurations, runs of up to {table.epochs} epochs.')
+        print_searches(reaching(compare(table, strategy, range(seeds), runs, json_ or Path(folder)/'benchmark.json', after=lambda s: typer.echo(f"  {s['strategy']} {s['seed']}: {s['share'][-1]:.3f} for {s['joules'][-1]:.3g} J", err=True))))
+
+def print_searches(
+    table, # from `search.reaching`
+):
+    "What each strategy needs, as text."
+    from rich.console import Console
+    from rich.table import Table
+    out = Table(title='medians over the seeds', title_justify='left')
+    for column in ('strategy', 'seeds', 'share at the end', 'runs to 95 %', 'joules to 95 %', 'asking (s a run)'): out.add_column(column, justify='left' if column == 'strategy' else 'right')
+    number = lambda x: 'not reached' if x == float('inf') else f'{x:.3g}'
+    for r in table.itertuples(): out.add_row(r.strategy, str(r.seeds), f'{r.share:.3f}', number(r.runs), number(r.joules), f'{r.asking:.2f}')
+    Console(force_jupyter=False).print(out)

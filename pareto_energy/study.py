@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'IDLE_SECONDS', 'Study', 'check_names', 'check_device',
-           'check_dataset', 'check_numbers', 'keep_parameters', 'ask', 'run_trial', 'chosen', 'retrain', 'trials_left',
-           'retraining_left', 'is_complete', 'run_study', 'read_reference', 'spent', 'status']
+           'check_dataset', 'check_numbers', 'keep_parameters', 'ask', 'looks', 'run_trial', 'chosen', 'retrain',
+           'is_closed', 'trials_left', 'retraining_left', 'is_complete', 'run_study', 'read_reference', 'spent',
+           'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import torch
 from .conventions import lookup, record, study_folder, study_path, write_text
 from .datasets import UTILITIES, check_name, dataset, utility_of
 from .energy import METERS, idle, machine_lock, measure, open_meter, reference_workload
-from .mobo import STRATEGIES, suggest
+from .mobo import Search
 from .pareto import front, hypervolume, points, reference_points, representatives
 from .space import SPACES, family_space
 from .training import TrainingFailed, train
+from .trajectory import STRATEGIES, go_on, worthwhile
 from .zoo import serves
-from .trials import ATTEMPTS, TrialLog, check_same_source, read_machine, read_trials
+from .trials import ATTEMPTS, Trial, TrialLog, check_same_source, read_machine, read_trials
 
 # %% ../nbs/08_study.ipynb #c06
 @dataclass
@@ -47,6 +49,7 @@ class Study:
     threads: int = 1
     utility: str|None = None
     deadline: float = 3600.
+    worth: float = .02
 
     def __post_init__(self):
         check_names(self)
@@ -58,6 +61,13 @@ class Study:
     @property
     def searches(self): # (dataset, family, strategy, seed), seeds outermost so that a half-done study is balanced
         return [(d, f, s, seed) for seed, d, f, s in itertools.product(self.seeds, self.datasets, self.families, self.strategies) if (d, f) in self.spaces]
+
+    def search(self,
+        name:str, # of a dataset
+        family:str,
+    ) -> Search:
+        "What a strategy is asked to search."
+        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth)
 
     @property
     def references(self): # dataset -> utility and joules of its reference point
@@ -103,18 +113,19 @@ def check_numbers(study):
     for name in AMOUNTS:
         n = getattr(study, name)
         if not isinstance(n, (int, float)) or not 0 < n < float('inf'): raise ValueError(f'{name} must be a number above 0, not {n!r}.')
+    if not isinstance(study.worth, (int, float)) or not 0 <= study.worth < float('inf'): raise ValueError(f'worth must be a number from 0, not {study.worth!r}.')
     if not isinstance(study.seeds, (list, tuple)) or not study.seeds or not all(whole(s) and s >= 0 for s in study.seeds):
         raise ValueError(f'seeds must be a list of whole numbers from 0, not {study.seeds!r}.')
 
 # %% ../nbs/08_study.ipynb #c13
-FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'meter', 'device', 'threads', 'utility', 'deadline')
+FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth')
 
 def keep_parameters(study:Study):
     "Write study.json, unless it says otherwise."
     path = study_folder(study.study)/'study.json'
     now = json.loads(json.dumps({k: v for k, v in asdict(study).items() if k != 'study'}))
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else now
-    changed = [f'{k} was {kept[k]!r} and is now {now[k]!r}' for k in FIXED if kept.get(k) != now[k]]
+    changed = [f'{k} was {kept.get(k)!r} and is now {now[k]!r}' for k in FIXED if kept.get(k) != now[k]]
     if changed: raise ValueError(f"The study {study.study} has trials with other parameters ({'; '.join(changed)}): give the new study another name, or put the old values back.")
     if kept != now or not path.exists(): write_text(path, json.dumps(now, indent=1, ensure_ascii=False) + '\n')
 
@@ -124,15 +135,29 @@ def ask(
     search:tuple, # (dataset, family, strategy, seed)
     earlier:list, # trials of this search
     meter,
-) -> tuple: # configuration, and its origin with seconds and joules
+) -> tuple: # the suggestion, and its origin with seconds and joules
     "The strategy's next configuration, metered."
     name, family, strategy, seed = search
     torch.set_num_threads(study.threads)
     with meter.window() as window:
-        suggestion = suggest(strategy, study.spaces[name, family], earlier, seed, study.initial)
+        suggestion = STRATEGIES[strategy](study.search(name, family), earlier, seed)
         window.lap()
-    cost = window.laps[0]
-    return suggestion.configuration, dict(source=suggestion.source, seconds=cost.seconds, joules=cost.joules)
+    plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k)) is not None}
+    return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
+
+# %% ../nbs/08_study.ipynb #w01
+def looks(
+    study:Study,
+    trial:Trial, # about to run
+    earlier:list, # trials of its search
+): # function of utilities and joules so far, or None
+    "Whether the strategy still thinks a run under way worth its energy."
+    if 'expected' not in trial.origin: return None
+    search = study.search(trial.dataset, trial.family)
+    def look(utility, joules):
+        rest = joules[-1]/len(joules)*(trial.origin['epochs'] - len(joules))
+        return rest <= trial.origin['joules'] or go_on(search, earlier, replace(trial, run=dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1)), trial.seed)
+    return look
 
 # %% ../nbs/08_study.ipynb #c16
 def run_trial(
@@ -143,15 +168,18 @@ def run_trial(
 ):
     "Run one trial, or the one that a crash interrupted."
     name, family, _, seed, number = key
-    crashed = log.trials.get(key)
+    crashed, earlier = log.trials.get(key), [log.trials[(*key[:-1], n)] for n in range(number)]
     if crashed and crashed.attempts >= ATTEMPTS:
         return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts')
     if crashed: configuration, origin = crashed.configuration, crashed.origin
-    else: configuration, origin = ask(study, key[:-1], [log.trials[(*key[:-1], n)] for n in range(number)], meter)
+    else:
+        suggestion, origin = ask(study, key[:-1], earlier, meter)
+        if not worthwhile(suggestion.expected, study.worth): return log.append('closed', earlier[-1].key, **suggestion.expected, joules=origin['joules'])
+        configuration = suggestion.configuration
     log.append('started', key, configuration=configuration, origin=origin, label=meter.label, machine=meter.machine)
-    try: run = train(family, configuration, dataset(name), study.epochs, seed, meter, study.repeats, study.precision, study.cap, threads=study.threads, device=study.device, utility=study.utility, deadline=study.deadline)
+    try: run = train(family, configuration, dataset(name), origin.get('epochs', study.epochs), seed, meter, study.repeats, study.precision, study.cap, threads=study.threads, device=study.device, utility=study.utility, deadline=study.deadline, go_on=looks(study, log.trials[key], earlier))
     except TrainingFailed as e: log.append('failed', key, reason=e.reason, spent=e.spent)
-    else: log.append('finished', key, run=asdict(run), spent=run.spent)
+    else: log.append('finished', key, run=asdict(run), spent=run.spent, origin=origin | dict(joules=origin['joules'] + run.judging))
 
 # %% ../nbs/08_study.ipynb #c18
 FRESH = 1000 # fresh seeds start here, far from the seeds of searches
@@ -181,9 +209,18 @@ def retrain(
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **result)
 
 # %% ../nbs/08_study.ipynb #c21
+def is_closed(
+    trials:dict, # of the log
+    key:tuple, # of a trial that wasn't started
+) -> bool:
+    "Did its search end before it?"
+    before = trials.get((*key[:-1], key[-1] - 1))
+    return key[-1] > 0 and (before is None or bool(before.closed))
+
 def trials_left(study:Study, trials:dict) -> list: # keys
-    "Trials that haven't ended."
-    keys = [(*search, n) for search in study.searches for n in range(study.trials)]
+    "Trials that haven't ended, of searches that aren't closed."
+    closed = {t.key[:-1] for t in trials.values() if t.closed}
+    keys = [(*search, n) for search in study.searches if search not in closed for n in range(study.trials)]
     return [k for k in keys if k not in trials or trials[k].status == 'started']
 
 def retraining_left(study:Study, trials:dict) -> list: # (trial, epoch, seed)
@@ -230,6 +267,7 @@ def _run_rest(study):
         check_same_source(log.trials.values(), meter.label, meter.machine)
         _keep(log, 'idle', idle(meter, IDLE_SECONDS))
         for key in trials_left(study, log.trials):
+            if is_closed(log.trials, key): continue
             read_reference(study, log, meter)
             run_trial(study, log, key, meter)
         for trial, epoch, seed in retraining_left(study, log.trials): retrain(study, log, trial, epoch, seed, meter)
@@ -241,16 +279,17 @@ def spent(
     trials, # of a study
 ) -> float: # joules
     "All joules in a log: training and its repeats, suggestions, retraining."
-    return sum(t.spent + t.origin.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
+    return sum(t.spent + t.origin.get('joules', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
 
 def status(
     study:Study,
 ) -> dict: # joules, and for each dataset the trials done and to do, the size of the front and its hypervolume
     "How far a study is."
-    trials = list(read_trials(study.log_path).values())
+    log = read_trials(study.log_path)
+    trials, left = list(log.values()), trials_left(study, log)
     references = study.references
     def one(name):
         mine = [t for t in trials if t.dataset == name]
         best = front(points(mine))
-        return dict(trials=sum(t.status != 'started' for t in mine), of=study.trials*sum(d == name for d, *_ in study.searches), front=len(best), hypervolume=hypervolume(best, references[name]))
+        return dict(trials=sum(t.status != 'started' for t in mine), of=len(mine) + sum(k[0] == name and k not in log for k in left), front=len(best), hypervolume=hypervolume(best, references[name]))
     return dict(joules=spent(trials), datasets={name: one(name) for name in study.datasets})

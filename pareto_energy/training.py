@@ -114,6 +114,7 @@ class Run:
     flops: float|None # floating-point operations of all epochs, forwards and backwards; None where torch doesn't do them
     repeats: int
     sources: dict # source of each component of the joules
+    judging: float # joules of asking whether to go on, apart from `spent`
     disturbance: dict # others and stolen as shares of the machine, governor, celsius
 
 # %% ../nbs/04_training.ipynb #c13
@@ -161,6 +162,7 @@ def one_run(
     device:str='cpu',
     evaluate=None, # function of a model, after each epoch
     deadline:float=math.inf, # seconds
+    go_on=None, # function of what was said so far, after each evaluation
 ) -> tuple: # the model, and what `evaluate` said after each epoch
     "Train once inside a window, each epoch a lap."
     model, optimiser, generator = fresh(family, configuration, data, seed, device)
@@ -176,7 +178,7 @@ def one_run(
             if not evaluate: continue
             values.append(evaluate(model))
             window.skip()
-            if time.perf_counter() - start > deadline: break
+            if time.perf_counter() - start > deadline or go_on and not go_on(values): break
     return model, values
 
 # %% ../nbs/04_training.ipynb #b01
@@ -240,20 +242,32 @@ def is_precise(
 
 # %% ../nbs/04_training.ipynb #c16c
 def _runner(family, configuration, data, seed, threads, device, judge):
-    "One run of a family, as a function of the window, the number of epochs, whether to evaluate, and the deadline."
+    "One run of a family, as a function of the window, the number of epochs, whether to evaluate, the deadline, and whether to go on."
     targets = data.parts['validation'][1]
     if family == 'gbdt':
-        return lambda window, epochs, evaluate, deadline: boosted_run(window, configuration, data, epochs, seed, threads, (lambda scores: judge(scores, targets)) if evaluate else None)
+        return lambda window, epochs, evaluate, deadline, go_on: boosted_run(window, configuration, data, epochs, seed, threads, (lambda scores: judge(scores, targets)) if evaluate else None)
     features, _ = tensors(data, 'validation', device)
     precision = precision_of(configuration, device)
-    return lambda window, epochs, evaluate, deadline: one_run(window, family, configuration, data, epochs, seed, device,
-        (lambda model: judge(scores_of(model, features, precision), targets)) if evaluate else None, deadline)
+    return lambda window, epochs, evaluate, deadline, go_on: one_run(window, family, configuration, data, epochs, seed, device,
+        (lambda model: judge(scores_of(model, features, precision), targets)) if evaluate else None, deadline, go_on if evaluate else None)
 
 def _test(family, configuration, model, data, device, judge):
     "Utility on the test part."
     if family == 'gbdt': *_, scores = staged_scores(model, data, 'test', configuration['trees'])
     else: scores = scores_of(model, tensors(data, 'test', device)[0], precision_of(configuration, device))
     return judge(scores, data.parts['test'][1])
+
+# %% ../nbs/04_training.ipynb #j01
+def _asking(window, go_on, judging):
+    "Ask whether to go on, with the joules so far, and add what the asking costs to `judging`."
+    def ask(values):
+        window.read()
+        answer = go_on(values, np.cumsum([r.joules for r in window.laps]).tolist())
+        window.lap(0.)
+        window.read()
+        judging.append(window.laps.pop().joules)
+        return answer
+    return ask
 
 # %% ../nbs/04_training.ipynb #c17
 def train(
@@ -271,20 +285,21 @@ def train(
     device:str='cpu',
     utility=None, # as in `datasets.utility_of`
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
+    go_on=None, # function of the utilities and joules so far: is the next epoch worth it?
 ) -> Run:
     "Train a model and keep its whole trajectory."
     threads = configuration.get('threads', threads)
     torch.set_num_threads(threads)
     data, judge = reduced(data, configuration.get('shrink', 1), configuration.get('fraction', 1.)), utility_of(data, utility)
     run = _runner(family, configuration, data, seed, threads, device, judge)
-    values, passes, laps_of_a_run, before = [], 0, epochs, surroundings()
+    values, passes, laps_of_a_run, before, judging = [], 0, epochs, surroundings(), []
     try:
         with meter.window() as window:
             operations = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
             window.skip()
             start = time.perf_counter()
             while passes < repeats or not is_precise(whole_runs(window.laps, laps_of_a_run), repeats, precision) and time.perf_counter() - start < cap:
-                model, said = run(window, len(values) or epochs, not values, deadline)
+                model, said = run(window, len(values) or epochs, not values, deadline, go_on and _asking(window, go_on, judging))
                 values, passes = values or said, passes + 1
                 laps_of_a_run = 1 if family == 'gbdt' else len(values)
     except MeterError: raise
@@ -296,7 +311,7 @@ def train(
     tested = _test(family, configuration, model, data, device, judge) if test else None
     joules, se = _trajectory(laps, epochs)
     one, whole = mean(whole_runs(laps, epochs)), total(laps)
-    return Run(values, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), operations and operations*epochs, passes, whole.sources, disturbance(before, surroundings()))
+    return Run(values, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), operations and operations*epochs, passes, whole.sources, math.fsum(judging), disturbance(before, surroundings()))
 
 # %% ../nbs/04_training.ipynb #z01
 SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 256)), cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),

@@ -35,6 +35,7 @@ class Trial:
     reason: str = '' # when failed
     spent: float = 0. # joules of all repeats
     attempts: int = 1
+    closed: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
     retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the validation part, test, joules
 
     @property
@@ -68,6 +69,7 @@ def apply(
     key = tuple(event[k] for k in KEY)
     if event['event'] == 'started': trials[key] = Trial(**fields, attempts=trials[key].attempts + 1 if key in trials else 1)
     elif event['event'] == 'retrained': trials[key].retrained.append({k: v for k, v in fields.items() if k not in KEY})
+    elif event['event'] == 'closed': trials[key].closed = {k: v for k, v in fields.items() if k not in KEY}
     else: vars(trials[key]).update(fields, status=event['event'])
 
 # %% ../nbs/05_trials.ipynb #c10
@@ -110,7 +112,7 @@ class TrialLog:
         with self.path.open('rb+') as f: f.truncate(f.read().rfind(b'\n') + 1)
 
     def append(self,
-        event:str, # 'started', 'finished', 'failed', 'retrained', 'reference' or 'idle'
+        event:str, # 'started', 'finished', 'failed', 'retrained', 'closed', 'reference' or 'idle'
         key:tuple, # of the trial; () for the machine
         **fields,
     ):

@@ -1,6 +1,6 @@
 import pytest
 
-SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['qlognehvi', 'random'], seeds=[0, 1], trials=4, initial=3,
+SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, initial=3,
              epochs=3, repeats=2, reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated', ranges=dict(all=dict(threads=1)))
 
 

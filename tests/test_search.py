@@ -1,0 +1,31 @@
+"A search that ends, and a run that is stopped, because the rest isn't worth its energy."
+from pareto_energy.study import Study, is_complete, looks, run_study, spent, status
+from pareto_energy.trials import read_trials
+
+ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
+
+
+def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
+    study = Study('closed', **smoke | ONE, worth=1e9)
+    trials = run_study(study)
+    assert len(trials) == study.initial and all(t.status == 'finished' for t in trials)
+    end = trials[-1].closed
+    assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.closed for t in trials[:-1])
+    assert is_complete(study, read_trials(study.log_path)) and status(study)['datasets']['digits']['of'] == study.initial
+    before = study.log_path.read_bytes()
+    assert spent(run_study(study)) == spent(trials) and study.log_path.read_bytes() == before
+
+
+def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
+    trials = run_study(Study('open', **smoke | ONE | dict(trials=5), worth=0))
+    assert len(trials) == 5 and all(t.origin['source'] == 'trajectory' for t in trials[3:]) and all(len(t.run['utility']) <= t.origin['epochs'] for t in trials)
+
+
+def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
+    from dataclasses import replace
+    study = Study('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
+    *earlier, last = run_study(replace(study, worth=0, study='all'))
+    flat = dict(utility=[.1]*4, joules=[1., 2., 3., 4.])
+    planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
+    assert not looks(study, planned(1.), earlier)(**flat) and looks(study, planned(1e6), earlier)(**flat)
+    assert looks(study, replace(last, origin=dict(source='sobol', epochs=8)), earlier) is None
