@@ -6,7 +6,7 @@
 __all__ = ['STOPWATCH', 'read_study', 'drift_sentence', 'without_drift', 'plus_minus', 'idle_sentence', 'energy_and_time',
            'half_width_of', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'price',
            'front_table', 'readable', 'savings', 'saving_sentence', 'conclusion', 'search_progress',
-           'compare_strategies', 'comparison_sentence', 'bill']
+           'compare_strategies', 'comparison_sentence', 'outlook', 'outlook_sentence', 'bill']
 
 # %% ../nbs/10_analysis.ipynb #c03
 import json, math
@@ -16,7 +16,7 @@ from scipy import stats
 from .conventions import study_folder
 from .energy import DRIFT, drift, half_width, standard_error
 from .pareto import front, progress
-from .trials import read_trials
+from .trials import KEY, read_trials
 
 # %% ../nbs/10_analysis.ipynb #c05
 def read_study(
@@ -207,9 +207,8 @@ def search_progress(
 def _final(pair, equal):
     "Hypervolume of each strategy of a pair, after equal trials or equal joules."
     searches = pair.groupby('strategy')
-    if equal == 'trials': return searches.hypervolume.last()
-    budget = searches.spent.max().min()
-    return pair[pair.spent <= budget].groupby('strategy').hypervolume.last().reindex(list(searches.groups), fill_value=0.)
+    measure = dict(trials='trials', joules='spent')[equal]
+    return pair[pair[measure] <= searches[measure].max().min()].groupby('strategy').hypervolume.last().reindex(list(searches.groups), fill_value=0.)
 
 def compare_strategies(
     curves:pd.DataFrame, # from `search_progress`
@@ -232,6 +231,26 @@ def comparison_sentence(row) -> str: # of a row of `compare_strategies`
     verdict = 'covers more than' if row.mean_difference > row.half_width else 'covers less than' if row.mean_difference < -row.half_width else "can't be told from"
     return f'After equal {row.equal}, over {row.pairs} pairs of searches, {row.strategy} {verdict} {row.baseline}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with {row.wins} wins and {row.losses} losses.'
 
+# %% ../nbs/10_analysis.ipynb #o01
+def outlook(
+    trials:list, # of a study
+) -> pd.DataFrame: # a row for each search that plans: dataset, family, strategy, seed, trials, ended, gain of the next run that was thought of last, and its cost as a share of the search's joules
+    "What planned searches expected."
+    last = {t.key[:-1]: t for t in trials if t.closed or t.origin.get('expected')}
+    rows = [dict(zip(KEY, key), trials=t.number + 1, ended=bool(t.closed), **{k: (t.closed or t.origin['expected'])[k] for k in ('gain', 'cost')}) for key, t in last.items()]
+    return pd.DataFrame(rows, columns=[*KEY[:-1], 'trials', 'ended', 'gain', 'cost'])
+
+def outlook_sentence(
+    table:pd.DataFrame, # from `outlook`
+) -> str:
+    "Whether going on is expected to pay."
+    if table.empty: return 'No search of this study plans its runs, so none says what another would bring.'
+    ended, rest = table[table.ended], table[~table.ended]
+    expects = lambda t, what: f'{what} expected to add {100*t.gain.median():.2g} % of hypervolume for {100*t.cost.median():.2g} % more joules (median)'
+    closed = f"{len(ended)} of {len(table)} searches that plan ended by themselves, after {ended.trials.median():g} trials (median): {expects(ended, 'one more run was')}." if len(ended) else ''
+    open_ = f"{len(rest)} of {len(table)} used all their trials: {expects(rest, 'the last run was')} when it was planned." if len(rest) else ''
+    return ' '.join(filter(None, (closed, open_)))
+
 # %% ../nbs/10_analysis.ipynb #c31
 def bill(
     trials:list, # of a study
@@ -239,5 +258,5 @@ def bill(
     "Where the joules of a study went."
     one = sum(t.run['joules'][-1] for t in trials if t.status == 'finished')
     rows = dict(training=one, repeats=sum(t.spent for t in trials if t.status == 'finished') - one, failed=sum(t.spent for t in trials if t.status == 'failed'),
-        suggestions=sum(t.origin.get('joules', 0.) for t in trials), retraining=sum(r['spent'] for t in trials for r in t.retrained))
+        suggestions=sum(t.origin.get('joules', 0.) + t.closed.get('joules', 0.) for t in trials), retraining=sum(r['spent'] for t in trials for r in t.retrained))
     return pd.DataFrame(dict(purpose=list(rows), joules=list(rows.values())))
