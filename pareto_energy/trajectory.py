@@ -207,13 +207,14 @@ def prospect(
     acquisition:ImprovementPerJoule,
     point:torch.Tensor, # (d,) encoded configuration
     after:int=0, # epochs that are done already
-) -> dict: # gain: share of the hypervolume; cost: share of the joules so far; at the length with the best ratio
+) -> dict|None: # gain: share of the hypervolume; cost: share of the joules so far; at the length with the best ratio; None where nothing is covered yet
     "What the best length of a run, or of the rest of it, would bring."
+    if acquisition.hypervolume <= 1e-9: return None
     grid = torch.tensor(acquisition.draws.grid)
     with torch.no_grad(): gain, joules = (a[0] for a in acquisition.improvement(point[None]))
     left = grid > after
     done = joules[~left][-1] if after else 0.
-    gain, joules = gain[left]/max(acquisition.hypervolume, 1e-12), (joules[left] - done)/acquisition.spent
+    gain, joules = gain[left]/acquisition.hypervolume, (joules[left] - done)/acquisition.spent
     best = (gain/joules.clamp_min(STEP)).argmax()
     return dict(gain=gain[best].item(), cost=joules[best].item())
 
