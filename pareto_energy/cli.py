@@ -260,7 +260,7 @@ def benchmark(
     strategy: Annotated[list[str], typer.Option(help='trajectory, qlognehvi, random, optuna-tpe, ax, …; may be repeated.')] = ('trajectory', 'qlognehvi', 'random'),
     seeds: Annotated[int, typer.Option(min=1, help='Searches of each strategy.')] = 5,
     runs: Annotated[int, typer.Option(min=1, help='Training runs of each search.')] = 40,
-    json_: Annotated[Path, typer.Option('--json', help='File of the results: share of the true hypervolume, joules and seconds of asking after every run.')] = None,
+    json_: Annotated[Path, typer.Option('--json', help='File of the results: for each search, after every run, share (of the true hypervolume), joules (so far) and ask_seconds.')] = None,
 ):
     "Compare strategies on recorded training runs: what share of the true front is found, for how many joules."
     import tempfile

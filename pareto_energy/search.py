@@ -81,8 +81,10 @@ def zeus_table(
     sign = 1. if first <= last else -1.
     targets = np.sort(sign*reached.target_metric.unique())
     floor, epochs = targets[0] - (targets[-1] - targets[0])/max(len(targets) - 1, 1), int(reached.target_epoch.max())
-    curves = {b: np.array([_staircase(r, epochs, floor, sign) for _, r in g.groupby('run') if r.target_epoch.notna().any()]) for b, g in train.groupby('batch_size')}
+    apart = [c for c in ('network', 'optimizer', 'learning_rate', 'run') if c in train]
+    curves = {b: np.array([_staircase(r, epochs, floor, sign) for _, r in g.groupby(apart) if r.target_epoch.notna().any()]) for b, g in train.groupby('batch_size')}
     rates = {(p.batch_size, p.power_limit): p.time_per_epoch*p.average_power for p in power.itertuples() if len(curves.get(p.batch_size, ()))}
+    if not rates: raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are unknown.')
     values = lambda i: Ordered(sorted({k[i] for k in rates}))
     return Table(f'{workload} on {gpu}', Space(batch=values(0), power=values(1)), epochs, rates, {k: curves[k[0]] for k in rates}, floor)
 
@@ -183,7 +185,7 @@ class Ax:
 
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory, no cost term': partial(OnTrajectories, alpha=0.), 'trajectory, no stopping of runs': partial(OnTrajectories, stop=False)}
+ABLATIONS = {'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False)}
 SEARCHERS |= ABLATIONS
 INITIAL = {name: 3 for name in ('trajectory', *ABLATIONS)} # 5 for the others
 
