@@ -29,3 +29,26 @@ def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking
     planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
     assert not looks(study, planned(1.), earlier)(**flat) and looks(study, planned(1e6), earlier)(**flat)
     assert looks(study, replace(last, origin=dict(source='sobol', epochs=8)), earlier) is None
+
+
+def test_benchmark_on_a_folder_never_seen_before(tmp_path):
+    import json
+    import pandas as pd
+    from typer.testing import CliRunner
+    from pareto_energy.cli import app
+    reached = {4: (1, 3, 6), 8: (2, 4, 9), 16: (3, 7, None)}
+    pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='AdamW', run=r, target_metric=m, target_epoch=e + r if e else None)
+                  for b, epochs in reached.items() for r in (0, 1) for m, e in zip((60, 40, 20), epochs)]).to_csv(tmp_path/'summary_train.csv', index=False)
+    pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='adamw', power_limit=p, time_per_epoch=100/b**.5*(200/p)**.5, average_power=.9*p)
+                  for b in reached for p in (100, 150, 200)]).to_csv(tmp_path/'summary_power_h100.csv', index=False)
+    words = ['benchmark', '--data', str(tmp_path), '--gpu', 'h100', '--workload', 'mine', '--strategy', 'trajectory', '--strategy', 'random', '--seeds', '2', '--runs', '8', '--json', str(tmp_path/'out.json')]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.stderr
+    found = json.loads((tmp_path/'out.json').read_text())
+    assert {(s['strategy'], s['seed']) for s in found['searches']} == {(n, s) for n in ('trajectory', 'random') for s in (0, 1)} and found['configurations'] == 9
+    for s in found['searches']:
+        assert all(len(s[k]) == 8 for k in ('share', 'joules', 'ask_seconds')) and s['share'] == sorted(s['share']) and 0 < s['share'][-1] <= 1.00001
+    assert min(s['share'][-1] for s in found['searches'] if s['strategy'] == 'trajectory') > .9
+    before = (tmp_path/'out.json').read_bytes()
+    assert CliRunner().invoke(app, words).exit_code == 0 and (tmp_path/'out.json').read_bytes() == before
+    assert 'runs 8, not 9' in CliRunner().invoke(app, [*words[:-4], '--runs', '9', *words[-2:]]).stderr
