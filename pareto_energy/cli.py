@@ -173,7 +173,7 @@ def main(): pass
 def plain_errors(status:int):
     "Turn an error into one sentence and an exit status."
     try: yield
-    except (ValueError, OSError, RuntimeError) as e:
+    except (ValueError, OSError, RuntimeError, ImportError) as e:
         typer.echo(f'Error: {e}', err=True)
         raise typer.Exit(status) from e
 

@@ -33,7 +33,7 @@ class Table:
         self.keys = list(self.rates)
         self._encoded = np.array([self.space.encode(dict(zip(self.space, k))) for k in self.keys])
         self.mean = {k: self.runs[k].mean(axis=0) for k in self.keys}
-        joules = np.array([r for r in self.rates.values()])
+        joules = np.array(list(self.rates.values()))
         self.span = math.log10(joules.min()), math.log10((joules*self.epochs).max())
         self.top = max(m.max() for m in self.mean.values())
         self.whole = self.covered([(k, e + 1) for k in self.keys for e in range(self.epochs)])
@@ -43,10 +43,10 @@ class Table:
         return self.keys[int(((self._encoded - self.space.encode(configuration))**2).sum(axis=1).argmin())]
 
     def covered(self,
-        points:list, # (values of a configuration, epochs)
+        points, # (values of a configuration, epochs)
     ) -> float: # in units of the box between floor and best utility, least and most log10 J
         "True hypervolume of models."
-        a = np.array([[(self.mean[k][e - 1] - self.floor)/(self.top - self.floor), (math.log10(self.rates[k]*e) - self.span[0])/(self.span[1] - self.span[0])] for k, e in set(points)])
+        a = np.array([[(self.mean[k][e - 1] - self.floor)/(self.top - self.floor), (math.log10(self.rates[k]*e) - self.span[0])/(self.span[1] - self.span[0])] for k, e in points])
         return moocore.hypervolume(a, ref=[0., 1.], maximise=[True, False])
 
 # %% ../nbs/13_search.ipynb #s06
@@ -95,8 +95,13 @@ def with_epochs(
     "The space of those who see only the last point of a run."
     return Space(table.space, epochs=Int(1, table.epochs, log=True)) if table.epochs > 1 else table.space
 
-def _trial(number, configuration, utility, joules, **origin):
-    return Trial('table', 'table', 'table', 0, number, configuration, origin, 'measured', 'table', 'finished', dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
+def _apart(configuration):
+    "Configuration and epochs."
+    rest = dict(configuration)
+    return rest, rest.pop('epochs', 1)
+
+def _trial(number, configuration, utility, joules):
+    return Trial('table', 'table', 'table', 0, number, configuration, {}, 'measured', 'table', 'finished', dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
 
 def _draw(table, key, rng):
     runs, joules = table.runs[key], table.rates[key]*np.arange(1, table.epochs + 1)
@@ -126,8 +131,7 @@ class OnFinalPoints:
         self.strategy, self.search, self.seed, self.trials = STRATEGIES[name], Search(with_epochs(table), initial), seed, []
 
     def ask(self):
-        c = dict(self.strategy(self.search, self.trials, self.seed).configuration)
-        return c, c.pop('epochs', 1)
+        return _apart(self.strategy(self.search, self.trials, self.seed).configuration)
 
     def tell(self, configuration, epochs, utility, joules):
         whole = configuration | ({'epochs': epochs} if 'epochs' in self.search.space else {})
@@ -138,6 +142,13 @@ def _need(name):
     import importlib
     try: return importlib.import_module(name)
     except ImportError as e: raise ImportError(f"{name.split('.')[0]} is not installed: pip install 'pareto_energy[bench]'.") from e
+
+def _to_indices(space, configuration):
+    "Ordered numbers as whole numbers from 0, which every library knows."
+    return {n: p.options.index(configuration[n]) if isinstance(p, Ordered) else configuration[n] for n, p in space.items()}
+
+def _from_indices(space, values):
+    return {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in space.items()}
 
 class Optuna:
     "A sampler of Optuna."
@@ -150,12 +161,11 @@ class Optuna:
         self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
         d = optuna.distributions
         self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Choice) else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordered) else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
-        for c in sobol_points(self.space, initial, seed): self.study.enqueue_trial({n: p.options.index(c[n]) if isinstance(p, Ordered) else c[n] for n, p in self.space.items()})
+        for c in sobol_points(self.space, initial, seed): self.study.enqueue_trial(_to_indices(self.space, c))
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
-        c = {n: p.options[self.trial.params[n]] if isinstance(p, Ordered) else self.trial.params[n] for n, p in self.space.items()}
-        return c, c.pop('epochs', 1)
+        return _apart(_from_indices(self.space, self.trial.params))
 
     def tell(self, configuration, epochs, utility, joules): self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
 
@@ -173,13 +183,12 @@ class Ax:
             return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1), parameter_type='int') if isinstance(p, Ordered) else configs.RangeParameterConfig(name=n, bounds=(p.low, p.high), parameter_type='int', scaling='log')
         self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
-        self.first = [{n: p.options.index(c[n]) if isinstance(p, Ordered) else c[n] for n, p in self.space.items()} for c in sobol_points(self.space, initial, seed)]
+        self.first = [_to_indices(self.space, c) for c in sobol_points(self.space, initial, seed)]
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)
         else: (self.index, values), = self.client.get_next_trials(1).items()
-        c = {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in self.space.items()}
-        return c, c.pop('epochs', 1)
+        return _apart(_from_indices(self.space, values))
 
     def tell(self, configuration, epochs, utility, joules): self.client.complete_trial(self.index, raw_data=dict(utility=float(utility[-1]), energy=math.log10(joules[-1])))
 
@@ -197,7 +206,7 @@ def search_table(
 ) -> dict: # strategy, seed, and after every run: share of the true hypervolume, share with every epoch counted, joules so far, seconds of asking
     "One search on a table."
     searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, INITIAL.get(name, 5))
-    rng, seen, spent = np.random.default_rng([seed, 1]), [], 0.
+    rng, seen, every, spent = np.random.default_rng([seed, 1]), set(), set(), 0.
     out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[])
     for _ in range(runs):
         start = time.perf_counter()
@@ -217,9 +226,9 @@ def search_table(
         start = time.perf_counter()
         searcher.tell(configuration, length, utility[:length].tolist(), joules[:length].tolist())
         asking += time.perf_counter() - start
-        seen.append((key, length))
+        seen.add((key, length))
+        every |= {(key, e + 1) for e in range(length)}
         spent += joules[length - 1]
-        every = [(k, e + 1) for k, n in seen for e in range(n)]
         out['share_of_all_epochs'].append(table.covered(every)/table.whole)
         out['share'].append(out['share_of_all_epochs'][-1] if searcher.whole_runs else table.covered(seen)/table.whole)
         out['joules'].append(float(spent)); out['ask_seconds'].append(asking); out['epochs'].append(int(length))

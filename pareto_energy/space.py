@@ -65,7 +65,6 @@ class Choice:
 class Ordered:
     "One of several numbers, evenly spaced in their order."
     options: tuple
-    log = False
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
@@ -73,10 +72,6 @@ class Ordered:
 
     @property
     def levels(self): return [i/(len(self.options) - 1) for i in range(len(self.options))]
-    @property
-    def low(self): return self.options[0]
-    @property
-    def high(self): return self.options[-1]
     def encode(self, value): return self.levels[self.options.index(lookup(value, self.options, 'option'))]
     def decode(self, u): return self.options[round(u*(len(self.options) - 1))]
 
@@ -84,7 +79,7 @@ class Ordered:
 class Space(dict):
     "Parameters by name; a configuration is a dict with the same names, and those that are fixed."
     def __init__(self,
-        parameters=(), # name -> Float, Int or Choice
+        parameters=(), # name -> Float, Int, Ordered or Choice
         fixed:dict=None, # name -> value
         **more, # further parameters
     ):
@@ -142,14 +137,14 @@ def with_ranges(
         if not isinstance(values, (list, tuple)):
             new.fixed[name] = _one_value(name, p, values)
             del new[name]
-        elif isinstance(p, Choice): new[name] = Choice([lookup(v, p.options, f'option of {name}') for v in values])
+        elif isinstance(p, (Choice, Ordered)): new[name] = type(p)([lookup(v, p.options, f'option of {name}') for v in values])
         elif len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
         else: new[name] = type(p)(*values, log=p.log)
     if not new: raise ValueError('Every hyper-parameter is fixed, so there is nothing to search: give at least one of them a range.')
     return new
 
 def _one_value(name, p, value):
-    if isinstance(p, Choice): return lookup(value, p.options, f'option of {name}')
+    if isinstance(p, (Choice, Ordered)): return lookup(value, p.options, f'option of {name}')
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (isinstance(p, Int) and value != int(value)): raise ValueError(f"{name} can be fixed at a {'whole ' if isinstance(p, Int) else ''}number, or take a range [low, high], not {value!r}.")
     return value
@@ -159,8 +154,8 @@ def describe(
     space:Space,
 ) -> list: # one row for each parameter
     "A space as a table."
-    kind = lambda p: 'choice' if isinstance(p, Choice) else f"{type(p).__name__.lower()}{', log' if p.log else ''}"
-    span = lambda p: ', '.join(map(str, p.options)) if isinstance(p, Choice) else f'{p.low:g} to {p.high:g}'
+    kind = lambda p: f"{type(p).__name__.lower()}{', log' if getattr(p, 'log', False) else ''}"
+    span = lambda p: ', '.join(map(str, p.options)) if isinstance(p, (Choice, Ordered)) else f'{p.low:g} to {p.high:g}'
     return [dict(parameter=name, kind=kind(p), range=span(p)) for name, p in space.items()] + [dict(parameter=name, kind='fixed', range=str(v)) for name, v in space.fixed.items()]
 
 # %% ../nbs/02_space.ipynb #c24

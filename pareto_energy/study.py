@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'IDLE_SECONDS', 'Study', 'check_names', 'check_device',
            'check_dataset', 'check_numbers', 'keep_parameters', 'ask', 'looks', 'run_trial', 'chosen', 'retrain',
-           'is_closed', 'trials_left', 'retraining_left', 'is_complete', 'run_study', 'read_reference', 'spent',
-           'status']
+           'trials_left', 'retraining_left', 'is_complete', 'run_study', 'read_reference', 'spent', 'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json
@@ -138,9 +137,10 @@ def ask(
 ) -> tuple: # the suggestion, and its origin with seconds and joules
     "The strategy's next configuration, metered."
     name, family, strategy, seed = search
+    asked = study.search(name, family)
     torch.set_num_threads(study.threads)
     with meter.window() as window:
-        suggestion = STRATEGIES[strategy](study.search(name, family), earlier, seed)
+        suggestion = STRATEGIES[strategy](asked, earlier, seed)
         window.lap()
     plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k)) is not None}
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
@@ -165,21 +165,25 @@ def run_trial(
     log:TrialLog, # held by this process
     key:tuple, # (dataset, family, strategy, seed, number)
     meter,
-):
+) -> bool: # False where its search is closed instead
     "Run one trial, or the one that a crash interrupted."
     name, family, _, seed, number = key
     crashed, earlier = log.trials.get(key), [log.trials[(*key[:-1], n)] for n in range(number)]
     if crashed and crashed.attempts >= ATTEMPTS:
-        return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts')
+        log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts')
+        return True
     if crashed: configuration, origin = crashed.configuration, crashed.origin
     else:
         suggestion, origin = ask(study, key[:-1], earlier, meter)
-        if not worthwhile(suggestion.expected, study.worth): return log.append('closed', earlier[-1].key, **suggestion.expected, joules=origin['joules'])
+        if not worthwhile(suggestion.expected, study.worth):
+            log.append('closed', earlier[-1].key, **suggestion.expected, joules=origin['joules'])
+            return False
         configuration = suggestion.configuration
     log.append('started', key, configuration=configuration, origin=origin, label=meter.label, machine=meter.machine)
     try: run = train(family, configuration, dataset(name), origin.get('epochs', study.epochs), seed, meter, study.repeats, study.precision, study.cap, threads=study.threads, device=study.device, utility=study.utility, deadline=study.deadline, go_on=looks(study, log.trials[key], earlier))
     except TrainingFailed as e: log.append('failed', key, reason=e.reason, spent=e.spent)
     else: log.append('finished', key, run=asdict(run), spent=run.spent, origin=origin | dict(joules=origin['joules'] + run.judging))
+    return True
 
 # %% ../nbs/08_study.ipynb #c18
 FRESH = 1000 # fresh seeds start here, far from the seeds of searches
@@ -209,14 +213,6 @@ def retrain(
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **result)
 
 # %% ../nbs/08_study.ipynb #c21
-def is_closed(
-    trials:dict, # of the log
-    key:tuple, # of a trial that wasn't started
-) -> bool:
-    "Did its search end before it?"
-    before = trials.get((*key[:-1], key[-1] - 1))
-    return key[-1] > 0 and (before is None or bool(before.closed))
-
 def trials_left(study:Study, trials:dict) -> list: # keys
     "Trials that haven't ended, of searches that aren't closed."
     closed = {t.key[:-1] for t in trials.values() if t.closed}
@@ -266,10 +262,10 @@ def _run_rest(study):
     with TrialLog(study.log_path) as log, machine_lock() if meter.label != 'simulated' else nullcontext():
         check_same_source(log.trials.values(), meter.label, meter.machine)
         _keep(log, 'idle', idle(meter, IDLE_SECONDS))
-        for key in trials_left(study, log.trials):
-            if is_closed(log.trials, key): continue
-            read_reference(study, log, meter)
-            run_trial(study, log, key, meter)
+        for _, keys in itertools.groupby(trials_left(study, log.trials), key=lambda key: key[:-1]):
+            for key in keys:
+                read_reference(study, log, meter)
+                if not run_trial(study, log, key, meter): break
         for trial, epoch, seed in retraining_left(study, log.trials): retrain(study, log, trial, epoch, seed, meter)
         read_reference(study, log, meter)
         _keep(log, 'idle', idle(meter, IDLE_SECONDS))

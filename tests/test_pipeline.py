@@ -21,7 +21,7 @@ def test_the_book_runs_and_resumes(tmp_path):
     assert not [name for name in stages if not (data/name).stat().st_size]
     assert sorted(p.name for p in figures.iterdir()) == sorted(f'{f}.{s}' for f in ('front', 'trials', 'joules') for s in ('pdf', 'svg', 'png'))
     assert 'digits: test part' in out and 'diabetes: test part' in out and 'R² (%)' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
-    assert len(list((tmp_path/'runs/smoke').glob("*.ipynb"))) == 15
+    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 15
     assert 'simulated' in (figures/'front.svg').read_text()
     log = (data/'trials.jsonl').read_bytes()
     alone = ('papermill', 'nbs/08_study.ipynb', tmp_path/'out.ipynb', '-f', 'nbs/studies/smoke.yaml', '--no-progress-bar')

@@ -52,3 +52,15 @@ def test_benchmark_on_a_folder_never_seen_before(tmp_path):
     before = (tmp_path/'out.json').read_bytes()
     assert CliRunner().invoke(app, words).exit_code == 0 and (tmp_path/'out.json').read_bytes() == before
     assert 'runs 8, not 9' in CliRunner().invoke(app, [*words[:-4], '--runs', '9', *words[-2:]]).stderr
+
+
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
+    import sys
+    import pandas as pd
+    from typer.testing import CliRunner
+    from pareto_energy.cli import app
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='sgd', run=0, target_metric=m, target_epoch=m) for b in (4, 8) for m in (1, 2)]).to_csv(tmp_path/'summary_train.csv')
+    pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='sgd', power_limit=p, time_per_epoch=1., average_power=p) for b in (4, 8) for p in (100, 200)]).to_csv(tmp_path/'summary_power_h100.csv')
+    answer = CliRunner().invoke(app, ['benchmark', '--data', str(tmp_path), '--gpu', 'h100', '--workload', 'mine', '--strategy', 'optuna-tpe'])
+    assert answer.exit_code == 2 and "optuna is not installed: pip install 'pareto_energy[bench]'" in answer.stderr
