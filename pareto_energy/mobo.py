@@ -87,7 +87,7 @@ def nsga2(search:Search, trials:list, seed:int) -> Suggestion:
     done = [t for t in trials if t.status == 'finished']
     problem = Problem(n_var=len(search.space), n_obj=2, xl=0., xu=1.)
     everyone = Population.new(X=np.array([to_unit(search.space, t.configuration) for t in done]), F=np.array([[-t.run['utility'][-1], math.log10(t.run['joules'][-1])] for t in done]))
-    parents = RankAndCrowding().do(problem, everyone, n_survive=min(PARENTS, len(done)))
+    parents = RankAndCrowding().do(problem, everyone, n_survive=min(PARENTS, len(done)), random_state=np.random.default_rng([seed, len(trials)]))
     algorithm = NSGA2(pop_size=len(parents), n_offsprings=1, sampling=parents)
     algorithm.setup(problem, seed=seed*100_003 + len(trials), termination=('n_gen', 2))
     algorithm.tell(infills=algorithm.ask())
