@@ -257,6 +257,6 @@ def bill(
 ) -> pd.DataFrame: # joules by purpose
     "Where the joules of a study went."
     one = sum(t.run['joules'][-1] for t in trials if t.status == 'finished')
-    rows = dict(training=one, repeats=sum(t.spent for t in trials if t.status == 'finished') - one, failed=sum(t.spent for t in trials if t.status == 'failed'),
+    rows = dict(training=one, repeats=sum(t.spent for t in trials if t.status == 'finished') - one, inference=sum(t.run.get('inference', {}).get('spent', 0.) for t in trials), failed=sum(t.spent for t in trials if t.status == 'failed'),
         suggestions=sum(t.origin.get('joules', 0.) + t.closed.get('joules', 0.) for t in trials), retraining=sum(r['spent'] for t in trials for r in t.retrained))
     return pd.DataFrame(dict(purpose=list(rows), joules=list(rows.values())))

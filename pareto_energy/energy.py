@@ -468,16 +468,17 @@ def measure(
     pilot:int=5, # repeats in the first stage, at least
     seconds:float=.5, # of the first stage, at least
     cap:float=60., # seconds, after which no repeat is started
+    size:float=1., # multiply-adds of one call; only a simulated meter looks at them
 ) -> Reading: # of one call of `work`
     "Joules of `work`, repeated inside one window."
     with meter.window() as window:
-        start, least = time.perf_counter(), max(seconds, meter.least_seconds)
+        start, least = time.perf_counter(), max(seconds, meter.least_seconds) if meter.tick else 0.
         elapsed = lambda: time.perf_counter() - start
-        while window.count < pilot or elapsed() < least: work(); window.lap()
+        while window.count < pilot or elapsed() < least: work(); window.lap(size)
         window.read()
         first = mean(window.laps)
         needed = repeats_for(first, target)
-        while window.count < needed and elapsed() < cap: work(); window.lap()
+        while window.count < needed and elapsed() < cap: work(); window.lap(size)
     whole = mean(window.laps)
     return replace(whole, se=first.se*math.sqrt(first.repeats/whole.repeats), freedom=first.freedom)
 

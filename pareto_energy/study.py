@@ -180,7 +180,7 @@ def run_trial(
             return False
         configuration = suggestion.configuration
     log.append('started', key, configuration=configuration, origin=origin, label=meter.label, machine=meter.machine)
-    try: run = train(family, configuration, dataset(name), origin.get('epochs', study.epochs), seed, meter, study.repeats, study.precision, study.cap, threads=study.threads, device=study.device, utility=study.utility, deadline=study.deadline, go_on=looks(study, log.trials[key], earlier))
+    try: run = train(family, configuration, dataset(name), origin.get('epochs', study.epochs), seed, meter, study.repeats, study.precision, study.cap, threads=study.threads, device=study.device, utility=study.utility, deadline=study.deadline, asked=True, go_on=looks(study, log.trials[key], earlier))
     except TrainingFailed as e: log.append('failed', key, reason=e.reason, spent=e.spent)
     else: log.append('finished', key, run=asdict(run), spent=run.spent, origin=origin | dict(joules=origin['joules'] + run.judging))
     return True
@@ -207,9 +207,9 @@ def retrain(
     meter,
 ):
     "Train a point of the front with a fresh seed, and read its test utility."
-    try: run = train(trial.family, trial.configuration, dataset(trial.dataset), epoch, seed, meter, 1, test=True, threads=study.threads, device=study.device, utility=study.utility)
+    try: run = train(trial.family, trial.configuration, dataset(trial.dataset), epoch, seed, meter, 1, test=True, asked=True, threads=study.threads, device=study.device, utility=study.utility)
     except TrainingFailed as e: result = dict(reason=e.reason, spent=e.spent)
-    else: result = dict(utility=run.utility[-1], test=run.test, joules=run.joules[-1], spent=run.spent)
+    else: result = dict(utility=run.utility[-1], test=run.test, joules=run.joules[-1], inference=run.inference['joules'], spent=run.spent + run.inference['spent'])
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **result)
 
 # %% ../nbs/08_study.ipynb #c21
@@ -274,8 +274,8 @@ def _run_rest(study):
 def spent(
     trials, # of a study
 ) -> float: # joules
-    "All joules in a log: training and its repeats, suggestions, retraining."
-    return sum(t.spent + t.origin.get('joules', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
+    "All joules in a log: training and its repeats, inference, suggestions, retraining."
+    return sum(t.spent + t.run.get('inference', {}).get('spent', 0.) + t.origin.get('joules', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
 
 def status(
     study:Study,

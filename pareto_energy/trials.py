@@ -36,7 +36,7 @@ class Trial:
     spent: float = 0. # joules of all repeats
     attempts: int = 1
     closed: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
-    retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the validation part, test, joules
+    retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions)
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)
