@@ -8,9 +8,9 @@ __all__ = ['LABELS', 'SOURCES', 'POWERCAP', 'SHARE', 'LIBRARIES', 'JOULES_PER_KW
            'gpu_counter', 'has_children', 'children_seconds', 'is_virtual', 'core_watts', 'CpuTime', 'Constant',
            'Window', 'check', 'Meter', 'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters',
            'find_counters', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width',
-           'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance', 'machine_lock', 'drift',
-           'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity', 'meter_record',
-           'window_scatter', 'linearity', 'gpu_validation']
+           'half_width_of', 'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance',
+           'machine_lock', 'drift', 'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity',
+           'meter_record', 'window_scatter', 'linearity', 'gpu_validation']
 
 # %% ../nbs/00_energy.ipynb #e003
 import logging, math, os, platform, re, statistics, tempfile, time
@@ -490,6 +490,13 @@ def half_width(
     "Half of the 95 % Student interval of a mean."
     from scipy import stats
     return math.nan if se is None or freedom < 1 else float(stats.t.ppf(.975, freedom)*se)
+
+def half_width_of(
+    values, # n ≥ 2 repeats
+) -> float: # nan for fewer
+    "Half of the 95 % Student interval of the mean of repeats."
+    values = [float(v) for v in values]
+    return half_width(standard_error(values), len(values) - 1)
 
 # %% ../nbs/00_energy.ipynb #e059
 def reference_workload(
