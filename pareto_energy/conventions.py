@@ -79,10 +79,10 @@ COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#0
 def theme() -> dict: # an Altair theme
     "The look of every chart."
     font = 'DejaVu Sans, Liberation Sans, sans-serif'
-    label = dict(labelFont=font, titleFont=font, labelFontSize=10, titleFontSize=11, titleFontWeight='normal')
+    label = dict(labelFont=font, titleFont=font, labelFontSize=9, titleFontSize=10, titleFontWeight='normal')
     return dict(width=360, height=240, config=dict(
         font=font, view=dict(stroke=None), range=dict(category=COLOURS), axis=dict(gridColor='#e6e6e6', domainColor='#666', tickColor='#666', **label),
-        legend=label, header=label, title=dict(font=font, fontSize=11, fontWeight='normal', anchor='start'),
+        legend=label, header=label, title=dict(font=font, fontSize=10, fontWeight='normal', anchor='start'),
         line=dict(color=COLOURS[0]), point=dict(color=COLOURS[0], filled=True, size=45)))
 
 # %% ../nbs/00_conventions.ipynb #c19
