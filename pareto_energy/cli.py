@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
-           'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'run_chapters', 'print_front',
-           'main', 'plain_errors', 'run', 'front', 'preflight', 'print_preflight', 'meter', 'benchmark',
-           'print_searches']
+           'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'run_chapters', 'print_table',
+           'read_front', 'conclusions', 'print_front', 'front_json', 'main', 'plain_errors', 'run', 'front', 'compare',
+           'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark', 'print_searches']
 
 # %% ../nbs/20_cli.ipynb #c03
 import json, os, sys, threading
@@ -73,12 +73,14 @@ NEEDED = ('study', 'datasets', 'families', 'strategies', 'seeds', 'trials', 'ini
 def check_study(parameters:dict):
     "Build the study from its parameters, and say what is wrong with it."
     from dataclasses import fields
-    from pareto_energy.energy import open_meter
+    from pareto_energy.energy import footprint, intensity, open_meter
     from pareto_energy.study import Study, is_complete, keep_parameters
     from pareto_energy.trials import check_same_source, read_trials
     missing = [name for name in NEEDED if name not in parameters]
     if missing: raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = Study(**{f.name: parameters[f.name] for f in fields(Study) if f.name in parameters})
+    if 'country' in parameters: intensity(parameters['country'])
+    footprint(1., 0., parameters.get('pue', 1.))
     trials = read_trials(study.log_path)
     keep_parameters(study)
     if trials and not is_complete(study, trials):
@@ -146,22 +148,51 @@ def run_chapters(
             execute(path, runs/path.name, {k: v for k, v in parameters.items() if k in names})
 
 # %% ../nbs/20_cli.ipynb #c19
+def print_table(
+    table, # a DataFrame of strings
+    title:str,
+    left:tuple=(), # columns that are aligned to the left
+):
+    "A table in the terminal."
+    from rich.console import Console
+    from rich.table import Table
+    out = Table(title=title, title_justify='left')
+    for column in table: out.add_column(column, justify='left' if column in left else 'right')
+    for row in table.astype(str).itertuples(index=False): out.add_row(*row)
+    (Console(force_jupyter=False) if sys.stdout.isatty() else Console(width=140, color_system=None, force_jupyter=False)).print(out)
+
+def read_front(
+    study:str, # its name
+): # a DataFrame, as in `analysis.front_table`
+    "The front that a study has found."
+    import pandas as pd
+    path = study_path(study)/'front.csv'
+    if not path.exists(): raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
+    return pd.read_csv(path)
+
+def conclusions(
+    name:str, # of a dataset
+    rows, # of `read_front`, of that dataset
+) -> list: # of sentences
+    "What a front says."
+    from pareto_energy.analysis import allowance_sentence, break_even_sentence, conclusion
+    return [sentence(name, rows) for sentence in (conclusion, allowance_sentence, break_even_sentence)]
+
 def print_front(
     study:str, # its name
 ):
-    "The front of each dataset as a table, and a sentence about it."
-    import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
-    from pareto_energy.analysis import conclusion, readable
-    path, console = study_path(study)/'front.csv', Console(force_jupyter=False) if sys.stdout.isatty() else Console(width=140, color_system=None, force_jupyter=False)
-    if not path.exists(): raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
-    for name, rows in pd.read_csv(path).groupby('dataset', sort=False):
-        table = Table(title=f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds', title_justify='left')
-        text = readable(rows)
-        for column in text: table.add_column(column, justify='left' if column in ('model', 'configuration') else 'right')
-        for row in text.astype(str).itertuples(index=False): table.add_row(*row)
-        console.print(table, conclusion(name, rows), '', sep='\n')
+    "The front of each dataset as a table, and what it says."
+    from pareto_energy.analysis import readable
+    for name, rows in read_front(study).groupby('dataset', sort=False):
+        print_table(readable(rows), f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds', ('model', 'configuration'))
+        typer.echo('\n'.join(conclusions(name, rows)) + '\n')
+
+def front_json(
+    study:str, # its name
+) -> str: # JSON: for each dataset, the rows of the front and the sentences about it
+    "The front for programs."
+    groups = read_front(study).groupby('dataset', sort=False)
+    return json.dumps({name: dict(front=json.loads(rows[rows.on_front].drop(columns='dataset').to_json(orient='records')), conclusions=conclusions(name, rows)) for name, rows in groups}, ensure_ascii=False)
 
 # %% ../nbs/20_cli.ipynb #c21
 app = typer.Typer(help='The Pareto front between utility and energy of machine-learning models.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -198,9 +229,39 @@ def run(
 @app.command()
 def front(
     study: Annotated[str, typer.Argument(help='A study with results, such as published/quick.')] = 'published/quick',
+    json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
+    csv: Annotated[bool, typer.Option('--csv', help='Print the points as CSV, for programs.')] = False,
 ):
-    "Print the front of a study: model, accuracy, energy, and what a point costs."
-    with plain_errors(2): print_front(study)
+    "Print the front of a study: model, accuracy, energy, what a point costs, and what follows."
+    with plain_errors(2):
+        if json_ and csv: raise ValueError('Choose one of --json and --csv.')
+        if json_: typer.echo(front_json(study))
+        elif csv: typer.echo(read_front(study).query('on_front').to_csv(index=False), nl=False)
+        else: print_front(study)
+
+@app.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(help='Two studies or more, such as published/quick longer.')],
+    json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
+):
+    "Compare studies on the datasets that they share: hypervolume, distance to the best known front, searches in pairs."
+    from pareto_energy.comparison import compare_studies, comparison_sentence, differences
+    with plain_errors(2):
+        found = read_studies(studies)
+        table, pairs = compare_studies(found)
+    if json_: return typer.echo(json.dumps(dict(studies=json.loads(table.to_json(orient='records')), pairs=json.loads(pairs.to_json(orient='records')), differences=differences(found)), ensure_ascii=False))
+    for name, rows in table.groupby('dataset', sort=False): print_table(rows.drop(columns='dataset').map(lambda v: f'{v:.3f}' if isinstance(v, float) else v), f'{name}: validation part, all that each study found', ('study',))
+    typer.echo('\n'.join(filter(None, [differences(found), *(comparison_sentence(r, 'study') for r in pairs.itertuples() if r.pairs)])))
+
+def read_studies(
+    names:list, # of two studies or more
+) -> dict: # name -> trials and reference points
+    "Studies to be compared."
+    from pareto_energy.trials import read_study
+    if len(set(names)) < 2: raise ValueError(f'Name at least two different studies, not {" ".join(names)}.')
+    missing = [name for name in names if not (study_path(name)/'trials.jsonl').exists()]
+    if missing: raise FileNotFoundError(f"No trials in {', '.join(str(study_path(name)) for name in missing)}: run the study first, with pareto-energy run {missing[0]}.")
+    return {name: read_study(name)[:2] for name in names}
 
 # %% ../nbs/20_cli.ipynb #m01
 REPEATABLE = .1 # spread of the reference workload, relative, up to which a machine is usable
@@ -228,16 +289,13 @@ def print_preflight(
     p:dict, # from `preflight`
 ):
     "The preflight as text."
-    from rich.console import Console
-    from rich.table import Table
-    console, parts, again = Console(force_jupyter=False), Table(title=p['machine'], title_justify='left'), Table(title='reference workload', title_justify='left')
-    for column in ('component', 'source', 'label', 'counts', 'read alone from (s)'): parts.add_column(column)
-    for c in p['components']: parts.add_row(c['component'], c['source'], c['label'], 'yes' if c['counts'] else 'no', f"{c['least_seconds']:g}")
-    for column in ('joules', 'standard error', 'repeats'): again.add_column(column, justify='right')
-    for r in p['reference']: again.add_row(f"{r['joules']:.4f}", f"{r['se']:.4f}", str(r['repeats']))
-    console.print(parts)
-    for component, why in p['missing'].items(): console.print(f'No counter for the {component}: {why}.', markup=False)
-    console.print(f"Idle: {p['idle_watts']:.3f} ± {p['idle_se']:.3f} W (standard error).", again, p['verdict'], sep='\n')
+    import pandas as pd
+    parts, again = pd.DataFrame(p['components']), pd.DataFrame(p['reference'])
+    print_table(parts.assign(counts=parts.counts.map({True: 'yes', False: 'no'})).rename(columns=dict(least_seconds='read alone from (s)')), p['machine'], ('component', 'source', 'label', 'counts'))
+    for component, why in p['missing'].items(): typer.echo(f'No counter for the {component}: {why}.')
+    typer.echo(f"Idle: {p['idle_watts']:.3f} ± {p['idle_se']:.3f} W (standard error).")
+    print_table(again.assign(joules=again.joules.map('{:.4f}'.format), se=again.se.map('{:.4f}'.format)).rename(columns=dict(se='standard error')), 'reference workload')
+    typer.echo(p['verdict'])
 
 # %% ../nbs/20_cli.ipynb #m03
 @app.command()
@@ -274,10 +332,7 @@ def print_searches(
     table, # from `search.reaching`
 ):
     "What each strategy needs, as text."
-    from rich.console import Console
-    from rich.table import Table
-    out = Table(title='medians over the seeds', title_justify='left')
-    for column in ('strategy', 'seeds', 'share at the end', 'runs to 95 %', 'joules to 95 %', 'asking (s a run)'): out.add_column(column, justify='left' if column == 'strategy' else 'right')
     number = lambda x: 'not reached' if x == float('inf') else f'{x:.3g}'
-    for r in table.itertuples(): out.add_row(r.strategy, str(r.seeds), f'{r.share:.3f}', number(r.runs), number(r.joules), f'{r.asking:.2f}')
-    Console(force_jupyter=False).print(out)
+    names = dict(strategy='strategy', seeds='seeds', share='share at the end', runs='runs to 95 %', joules='joules to 95 %', asking='asking (s a run)')
+    text = table.assign(share=table.share.map('{:.3f}'.format), runs=table.runs.map(number), joules=table.joules.map(number), asking=table.asking.map('{:.2f}'.format))
+    print_table(text[[*names]].rename(columns=names), 'medians over the seeds', ('strategy',))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEARCH', 'searches', 'search_progress', 'normalised', 'indicators_of', 'indicators', 'attainment', 'signed_rank',
-           'compare', 'comparison_sentence', 'trial_bands', 'joule_bands']
+           'compare', 'comparison_sentence', 'shared_references', 'compare_studies', 'differences', 'trial_bands',
+           'joule_bands']
 
 # %% ../nbs/09_comparison.ipynb #c03
 import itertools, math
@@ -129,6 +130,37 @@ def comparison_sentence(
     verdict = 'covers more than' if row.mean_difference > row.half_width else 'covers less than' if row.mean_difference < -row.half_width else "can't be told from"
     where = f'On {row.dataset}, after' if hasattr(row, 'dataset') else 'After'
     return f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} {row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with {row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).'
+
+# %% ../nbs/09_comparison.ipynb #v01
+def shared_references(
+    references:list, # of the studies: dicts of dataset -> reference point
+) -> dict: # dataset -> utility and joules
+    "One reference point for each dataset that all studies have."
+    names = [name for name in references[0] if all(name in r for r in references)]
+    if not names: raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in references)}.")
+    return {name: dict(utility=min(r[name]['utility'] for r in references), joules=max(r[name]['joules'] for r in references)) for name in names}
+
+def compare_studies(
+    studies:dict, # name -> trials and reference points
+) -> tuple: # a row for each dataset and study: trials, joules, best, hypervolume and `indicators_of`; and `compare` of the studies, pair by pair of searches
+    "Several studies side by side."
+    references, rows = shared_references([r for _, r in studies.values()]), []
+    for name, reference in references.items():
+        mine = {study: [t for t in trials if t.dataset == name] for study, (trials, _) in studies.items()}
+        fronts = {study: inside(front(points(ts)), reference) for study, ts in mine.items()}
+        best = front(pd.concat(fronts.values()))
+        if best.empty: continue
+        rows += [dict(dataset=name, study=study, trials=len(mine[study]), joules=sum(t.spent for t in mine[study]), best=f.utility.max(), hypervolume=hypervolume(f, reference)) | indicators_of(f, best, reference) for study, f in fronts.items()]
+    curves = pd.concat([search_progress([t for t in trials if t.dataset in references], references).assign(study=study) for study, (trials, _) in studies.items()])
+    return pd.DataFrame(rows), compare(curves, 'study', ['dataset'])
+
+def differences(
+    studies:dict, # name -> trials and reference points
+) -> str: # empty where they may be compared
+    "What keeps joules of several studies from being compared."
+    of = {study: (trials[0].label, trials[0].machine) for study, (trials, _) in studies.items() if trials}
+    if len(set(of.values())) < 2: return ''
+    return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"' for study, (label, machine) in of.items()) + '. Utilities can.' 
 
 # %% ../nbs/09_comparison.ipynb #c30
 def _band(values):

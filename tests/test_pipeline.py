@@ -17,11 +17,14 @@ def test_the_book_runs_and_resumes(tmp_path):
     out = said(BIN/'pareto-energy', 'run', 'smoke', home=tmp_path)
     data, figures = tmp_path/'data/smoke', tmp_path/'figures/smoke'
     stages = ['energy.json', 'datasets.json', 'spaces.json', 'models.json', 'training.json', 'trials.jsonl', 'reference.json', 'designs.json', 'study.json',
-              'front.csv', 'searches.csv', 'comparison.csv', 'bill.csv', 'suggestions.csv']
+              'searches.csv', 'comparison.csv', 'families.csv', 'indicators.csv', 'attainment.csv', 'importance.csv', 'agreement.csv',
+              'front.csv', 'allowances.csv', 'ownership.csv', 'lifetime.csv', 'optimism.csv', 'bill.csv', 'suggestions.csv']
     assert not [name for name in stages if not (data/name).stat().st_size]
-    assert sorted(p.name for p in figures.iterdir()) == sorted(f'{f}.{s}' for f in ('front', 'trials', 'joules') for s in ('pdf', 'svg', 'png'))
+    drawn = [f'{f}.{s}' for f in ('front', 'savings', 'attainment', 'trials', 'joules', 'importance-digits', 'importance-diabetes') for s in ('pdf', 'svg', 'png', 'tex')]
+    printed = [f'table-{t}.{s}' for t in ('front', 'allowances', 'comparison', 'indicators') for s in ('tex', 'csv', 'md')]
+    assert sorted(p.name for p in figures.iterdir()) == sorted([*drawn, *printed, 'explorer.html'])
     assert 'digits: test part' in out and 'diabetes: test part' in out and 'R² (%)' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
-    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 15
+    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 18
     assert 'simulated' in (figures/'front.svg').read_text()
     log = (data/'trials.jsonl').read_bytes()
     alone = ('papermill', 'nbs/08_study.ipynb', tmp_path/'out.ipynb', '-f', 'nbs/studies/smoke.yaml', '--no-progress-bar')
