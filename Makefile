@@ -16,7 +16,7 @@ lab: install
 	$(BIN)/jupyter lab nbs
 
 bench: install
-	rm -f data/$(BENCH)/benchmark.json
+	rm -f data/$(BENCH)/benchmark.json data/$(BENCH)/conclusions.json
 	mkdir -p runs/$(BENCH) data/$(BENCH)
 	$(BIN)/papermill nbs/12_benchmark.ipynb runs/$(BENCH)/12_benchmark.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 

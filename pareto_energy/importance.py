@@ -55,7 +55,7 @@ def forest(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OrdinalEncoder
     words = make_column_transformer((OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1), make_column_selector(dtype_exclude='number')), remainder='passthrough')
-    return make_pipeline(words, RandomForestRegressor(60, random_state=seed)).fit(table[knobs(table)], table[[*TARGETS]])
+    return make_pipeline(words, RandomForestRegressor(40, random_state=seed)).fit(table[knobs(table)], table[[*TARGETS]])
 
 def _scorers():
     "R² of each target alone, from one prediction."
@@ -79,7 +79,7 @@ def importances(
     for seen, unseen in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, groups=table.trial):
         model, rest = forest(table.iloc[seen], seed), table.iloc[unseen]
         base.append(scorer(model, rest[names], rest))
-        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=scorer, n_repeats=5, random_state=seed))
+        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=scorer, n_repeats=3, random_state=seed))
     drops = {target: np.hstack([f[target].importances for f in found]) for target in TARGETS}
     return pd.DataFrame([dict(knob=name, target=target, importance=drops[target][i].mean(), sd=drops[target][i].std(ddof=1), r2=np.mean([b[target] for b in base])) for target in TARGETS for i, name in enumerate(names)])
 

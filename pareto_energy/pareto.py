@@ -79,9 +79,11 @@ def progress(
     reference:dict, # utility and joules
 ) -> pd.DataFrame: # trials, spent joules, hypervolume after each trial
     "Hypervolume against trials and joules."
-    best, spent, rows = points([]), 0., []
-    for n, t in enumerate(trials, 1):
-        best = front(pd.concat([best, points([t])]) if len(best) else points([t]))
-        spent += t.spent + t.origin.get('joules', 0.)
-        rows.append(dict(trials=n, spent=spent, hypervolume=hypervolume(best, reference)))
-    return pd.DataFrame(rows)
+    spent = np.cumsum([t.spent + t.origin.get('joules', 0.) for t in trials])
+    covered, best, corner = [], np.empty((0, 2)), [reference['utility'], math.log10(reference['joules'])]
+    for t in trials:
+        if t.status == 'finished':
+            best = np.vstack([best, np.column_stack([t.run['utility'], np.log10(t.run['joules'])])])
+            best = best[moocore.is_nondominated(best, maximise=[True, False])]
+        covered.append(moocore.hypervolume(best, ref=corner, maximise=[True, False]) if len(best) else 0.)
+    return pd.DataFrame(dict(trials=range(1, len(trials) + 1), spent=spent, hypervolume=covered))
