@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STOPWATCH', 'ALLOWANCES', 'drift_sentence', 'without_drift', 'rounded', 'plus_minus', 'idle_sentence',
            'energy_and_time', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'fieller', 'prices',
-           'front_table', 'readable', 'savings', 'allowances', 'knee', 'saving_sentence', 'conclusion',
-           'allowance_sentence', 'ownership', 'life', 'break_evens', 'break_even_sentence', 'optimism', 'outlook',
-           'outlook_sentence', 'bill', 'payback_sentence']
+           'front_table', 'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence',
+           'conclusion', 'allowance_sentence', 'ownership', 'ownership_sentence', 'life', 'life_sentence',
+           'break_evens', 'break_even_sentence', 'optimism', 'outlook', 'outlook_sentence', 'bill', 'payback_sentence']
 
 # %% ../nbs/10_analysis.ipynb #c03
 import json, math
@@ -163,6 +163,20 @@ def readable(
         'a point more costs (J)': ['', *('gain unclear' if math.isnan(r.price) else f'{plain(r.price)} ({plain(r.price_low)} to {plain(r.price_high)})' for r in t[1:].itertuples())],
         'epochs': t.epochs, 'configuration': t.searched})
 
+# %% ../nbs/10_analysis.ipynb #p01
+def price_sentence(
+    name:str, # of the dataset
+    table:pd.DataFrame, # from `front_table`, of that dataset
+) -> str:
+    "What a further point costs at the cheap and at the dear end of the front."
+    t = table[table.on_front].sort_values('joules').dropna(subset='price')
+    if t.empty: return f'On {name} no step along the front gains more than chance: no price can be told.'
+    cost = lambda r: f'{r.price:.2g} J ({r.price_low:.2g} to {r.price_high:.2g}) a point up to {100*r.test:.1f} %'
+    first, last = t.iloc[0], t.iloc[-1]
+    if len(t) == 1: return f'On {name} one step of the front has a price: {cost(first)}.'
+    clear = last.price_low > first.price_high
+    return f'On {name} accuracy costs {cost(first)}, and {cost(last)}: {rounded(last.price/first.price)} times as much' + ('.' if clear else ', though the intervals overlap.')
+
 # %% ../nbs/10_analysis.ipynb #c19
 def savings(
     table:pd.DataFrame, # from `front_table`, of one dataset
@@ -236,6 +250,15 @@ def ownership(
     rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(), range=own[t.index].sum()/own.sum(), lost=lost(f)) for f, t in good.groupby('family')]
     return pd.DataFrame(rows, columns=['family', 'points', 'cheapest', 'dearest', 'range', 'lost']).sort_values('cheapest', ignore_index=True)
 
+# %% ../nbs/10_analysis.ipynb #s04
+def ownership_sentence(
+    name:str, # of the dataset
+    owners:pd.DataFrame, # from `ownership`, of that dataset
+) -> str:
+    "Which family to take at which energy, and what the front would be without it."
+    one = lambda r: f'the {r.family} from {r.cheapest:.2g} to {r.dearest:.2g} J, without which {100*r.lost:.1f} % of the hypervolume would be lost'
+    return f'On {name} the front belongs to ' + '; '.join(map(one, owners.itertuples())) + '.' 
+
 # %% ../nbs/10_analysis.ipynb #l01
 def life(
     table:pd.DataFrame, # from `front_table`
@@ -249,6 +272,18 @@ def life(
     stays = [i for _, d in t.groupby('dataset', sort=False) for i in front(d.assign(utility=d.test, joules=d.lifetime).dropna(subset='joules')).index]
     t = t.assign(stays=t.index.isin(stays), **pd.DataFrame([footprint(j, **scenario) for j in whole], index=t.index))
     return t[['dataset', 'family', 'test', 'joules', 'inference', 'inference_ci', 'lifetime', 'lifetime_ci', 'stays', 'kwh', 'grams', 'cost']]
+
+# %% ../nbs/10_analysis.ipynb #l03s
+def life_sentence(
+    name:str, # of the dataset
+    lives:pd.DataFrame, # from `life`, of that dataset
+    predictions:float,
+) -> str:
+    "What a life takes with the best model, and how much of it is training."
+    best = lives.sort_values('joules').iloc[-1]
+    if math.isnan(best.lifetime): return f'On {name} inference was not read, so nothing can be said about a life.'
+    left = f"{int(lives.stays.sum())} of {len(lives)} models of the front are still on it over such a life"
+    return f'On {name} the best model ({best.family}) takes {best.lifetime:.2g} ± {best.lifetime_ci:.1g} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {best.grams:.2g} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.' 
 
 # %% ../nbs/10_analysis.ipynb #l05
 def break_evens(
