@@ -39,10 +39,11 @@ def reference_points(
     datasets:list, # names
     joules:float, # the energy beyond which a model isn't worth having
     utility=None, # as in `datasets.utility_of`
+    least:float|None=None, # the utility below which a model isn't worth having; by default that of the best constant answer
 ) -> dict: # dataset -> utility and joules of its reference point, and the name of the utility
     "The reference point of each dataset."
     if not joules > 0: raise ValueError(f'reference_joules must be above 0, not {joules}.')
-    return {name: dict(utility=round(chance(dataset(name), utility), 4), joules=joules, metric=metric(dataset(name), utility)) for name in datasets}
+    return {name: dict(utility=round(chance(dataset(name), utility), 4) if least is None else least, joules=joules, metric=metric(dataset(name), utility)) for name in datasets}
 
 # %% ../nbs/06_pareto.ipynb #c14
 def hypervolume(

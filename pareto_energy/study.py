@@ -49,6 +49,7 @@ class Study:
     utility: str|None = None
     deadline: float = 3600.
     worth: float = .02
+    reference_utility: float|None = None
 
     def __post_init__(self):
         check_names(self)
@@ -70,7 +71,7 @@ class Study:
 
     @property
     def references(self): # dataset -> utility and joules of its reference point
-        return record(study_folder(self.study)/'reference.json', lambda: reference_points(self.datasets, self.reference_joules, self.utility))
+        return record(study_folder(self.study)/'reference.json', lambda: reference_points(self.datasets, self.reference_joules, self.utility, self.reference_utility))
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'
@@ -112,12 +113,13 @@ def check_numbers(study):
     for name in AMOUNTS:
         n = getattr(study, name)
         if not isinstance(n, (int, float)) or not 0 < n < float('inf'): raise ValueError(f'{name} must be a number above 0, not {n!r}.')
+    if study.reference_utility is not None and (not isinstance(study.reference_utility, (int, float)) or not -float('inf') < study.reference_utility < 1): raise ValueError(f'reference_utility must be a number below 1, not {study.reference_utility!r}.')
     if not isinstance(study.worth, (int, float)) or not 0 <= study.worth < float('inf'): raise ValueError(f'worth must be a number from 0, not {study.worth!r}.')
     if not isinstance(study.seeds, (list, tuple)) or not study.seeds or not all(whole(s) and s >= 0 for s in study.seeds):
         raise ValueError(f'seeds must be a list of whole numbers from 0, not {study.seeds!r}.')
 
 # %% ../nbs/08_study.ipynb #c13
-FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth')
+FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth')
 
 def keep_parameters(study:Study):
     "Write study.json, unless it says otherwise."
