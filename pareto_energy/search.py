@@ -286,7 +286,7 @@ def against_joules(
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_search.ipynb #q01
-ASKED = Space(lr=Ordered(*np.geomspace(1e-4, 1e-1, 10).round(5)), batch=Ordered(16, 32, 64, 128, 256, 512, 1024), width=Ordered(4, 8, 16, 32, 64, 128, 256), depth=Ordered(1, 2, 3, 4), optimiser=Choice('adam', 'sgd'))
+ASKED = Space(lr=Ordered([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordered([16, 32, 64, 128, 256, 512, 1024]), width=Ordered([4, 8, 16, 32, 64, 128, 256]), depth=Ordered([1, 2, 3, 4]), optimiser=Choice(['adam', 'sgd']))
 
 def _formula(c, epochs, rng):
     "A trajectory that behaves like training."
@@ -308,9 +308,9 @@ def asking_seconds(
 def _spread(seconds): return dict(median=float(np.median(seconds)), least=min(seconds), most=max(seconds))
 
 def _asked(name, seed, runs, epochs):
-    "Seconds of the first suggestion after so many runs; a negative seed warms up on a few."
+    "Seconds of one suggestion after so many runs, all but the last of them Sobol' points; a negative seed warms up on a few."
     runs, rng = 8 if seed < 0 else runs, np.random.default_rng(abs(seed))
-    searcher = SEARCHERS[name](SimpleNamespace(space=ASKED, epochs=epochs), abs(seed), runs)
+    searcher = SEARCHERS[name](SimpleNamespace(space=ASKED, epochs=epochs), abs(seed), runs - 1)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for _ in range(runs):
