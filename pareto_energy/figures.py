@@ -178,5 +178,5 @@ def save_table(
 ):
     "Write a table as LaTeX (booktabs), CSV and Markdown."
     plain = table.map(lambda v: f'{v:.3g}' if isinstance(v, float) else str(v))
-    tex = plain.map(latex).rename(columns=latex).to_latex(index=False, caption=latex(caption), label=f'tab:{study}/{name}', position='tb', column_format='l'*len(plain.columns))
+    tex = plain.map(latex).rename(columns=latex).to_latex(index=False, caption=latex(caption), label=f'tab:{study}/{name}', position='tb', column_format='l'*len(plain.columns)).replace('[tb]\n', '[tb]\n\\centering\n', 1)
     for suffix, text in dict(tex=tex, csv=table.to_csv(index=False), md=plain.to_markdown(index=False, disable_numparse=True) + '\n').items(): write_text(Path(folder)/f'table-{name}.{suffix}', text)
