@@ -119,7 +119,7 @@ def attainment_chart(
     return _grid(alt.layer(stairs(1.8, alt.datum.level == 50), stairs(.6, alt.datum.level != 50)), reached, width, y='independent')
 
 # %% ../nbs/11_figures.ipynb #c13
-HYPERVOLUME = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=4))
+HYPERVOLUME = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=4, format='.3~g'))
 
 def _bands(bands, x):
     "A line and its band for each strategy; the band stops at zero."
@@ -132,7 +132,8 @@ def trials_chart(
     width:float=140, # of a panel
 ) -> alt.Chart:
     "Hypervolume against trials."
-    return _grid(_bands(bands, alt.X('trials:Q', title='trials', axis=alt.Axis(tickMinStep=1, tickCount=5))), bands, width, y='independent')
+    last = int(bands.trials.max())
+    return _grid(_bands(bands, alt.X('trials:Q', title='trials', axis=alt.Axis(values=[*range(1, last + 1, max(1, last//5))], format='d'))), bands, width, y='independent')
 
 # %% ../nbs/11_figures.ipynb #c16
 def joules_chart(
