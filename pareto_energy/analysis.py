@@ -7,7 +7,8 @@ __all__ = ['STOPWATCH', 'ALLOWANCES', 'drift_sentence', 'without_drift', 'rounde
            'energy_and_time', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'fieller', 'prices',
            'front_table', 'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence',
            'conclusion', 'allowance_sentence', 'ownership', 'ownership_sentence', 'life', 'life_sentence',
-           'break_evens', 'break_even_sentence', 'optimism', 'outlook', 'outlook_sentence', 'bill', 'payback_sentence']
+           'break_evens', 'break_even_sentence', 'of_kinds', 'ownership_by_kind', 'optimism', 'outlook',
+           'outlook_sentence', 'bill', 'payback_sentence']
 
 # %% ../nbs/10_analysis.ipynb #c03
 import json, math
@@ -308,6 +309,31 @@ def break_even_sentence(
     if pairs.empty: return f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper one: no number of predictions pays it back.'
     one = lambda r: f'the {r.asked} has paid its dearer training back against the {r.trained} after {rounded(r.predictions)} ± {rounded(r.half_width)} predictions'
     return f'On {name} ' + '; '.join(map(one, pairs.itertuples())) + '.' 
+
+# %% ../nbs/10_analysis.ipynb #k01
+def of_kinds(
+    trials:list, # of one dataset
+    predictions:float, # in a life
+) -> dict: # kind of energy -> points, as in `pareto.points`
+    "The points of a study by three kinds of energy."
+    read = [t for t in trials if t.status == 'finished' and t.run.get('inference')]
+    life = lambda t, training, thousands: replace(t, run=t.run | dict(joules=[training*j + thousands*t.run['inference']['joules'] for j in t.run['joules']]))
+    kinds = dict(training=(1, 0), life=(1, predictions/1000), inference=(0, 1))
+    return {kind: points([life(t, *weights) for t in read]) for kind, weights in kinds.items()}
+
+def ownership_by_kind(
+    trials:list, # of a study
+    predictions:float, # in a life
+    references:dict, # dataset -> reference point
+) -> pd.DataFrame: # dataset, kind, hypervolume, and `ownership` of each family
+    "Who owns the front, by kind of energy."
+    tables = []
+    for name, reference in references.items():
+        for kind, p in of_kinds([t for t in trials if t.dataset == name], predictions).items():
+            if p.empty: continue
+            corner = dict(utility=reference['utility'], joules=p.joules.max())
+            tables.append(ownership(p, corner).assign(dataset=name, kind=kind, hypervolume=hypervolume(p, corner)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['dataset', 'kind', 'hypervolume', 'family', 'points', 'cheapest', 'dearest', 'range', 'lost'])
 
 # %% ../nbs/10_analysis.ipynb #c23
 def optimism(

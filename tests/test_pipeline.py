@@ -18,7 +18,7 @@ def test_the_book_runs_and_resumes(tmp_path):
     data, figures = tmp_path/'data/smoke', tmp_path/'figures/smoke'
     stages = ['energy.json', 'datasets.json', 'spaces.json', 'models.json', 'training.json', 'trials.jsonl', 'reference.json', 'designs.json', 'study.json',
               'searches.csv', 'comparison.csv', 'families.csv', 'indicators.csv', 'attainment.csv', 'importance.csv', 'agreement.csv',
-              'front.csv', 'allowances.csv', 'ownership.csv', 'lifetime.csv', 'optimism.csv', 'bill.csv', 'suggestions.csv']
+              'front.csv', 'allowances.csv', 'ownership.csv', 'kinds.csv', 'lifetime.csv', 'optimism.csv', 'bill.csv', 'suggestions.csv']
     assert not [name for name in stages if not (data/name).stat().st_size]
     drawn = [f'{f}.{s}' for f in ('front', 'savings', 'attainment', 'trials', 'joules', 'importance-digits', 'importance-diabetes') for s in ('pdf', 'svg', 'png', 'tex')]
     printed = [f'table-{t}.{s}' for t in ('front', 'allowances', 'comparison', 'indicators') for s in ('tex', 'csv', 'md')]
