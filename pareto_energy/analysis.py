@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STOPWATCH', 'ALLOWANCES', 'drift_sentence', 'without_drift', 'rounded', 'plus_minus', 'idle_sentence',
            'energy_and_time', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'fieller', 'prices',
-           'front_table', 'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence',
+           'standing', 'front_table', 'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence',
            'conclusion', 'allowance_sentence', 'ownership', 'ownership_sentence', 'life', 'life_sentence',
            'break_evens', 'break_even_sentence', 'of_kinds', 'ownership_by_kind', 'optimism', 'outlook',
            'outlook_sentence', 'bill', 'payback_sentence']
@@ -142,6 +142,12 @@ def prices(
     low, high = fieller(dearer[clear], noise(front.joules_ci)[clear], gain[clear], 100*noise(front.test_ci)[clear])
     return pd.DataFrame(dict(price=dearer[clear]/gain[clear], price_low=low, price_high=high)).reindex(front.index)
 
+def standing(
+    table:pd.DataFrame, # from `front_table`, of one dataset
+) -> pd.DataFrame: # its rows on the front, cheapest first
+    "The points that still stand on the front."
+    return table[table.on_front].sort_values('joules')
+
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
     references:dict, # dataset -> reference point, with the name of the utility
@@ -158,7 +164,7 @@ def readable(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # of strings
     "The front as it is printed."
-    t, plain = table[table.on_front], lambda p: np.format_float_positional(p, 2, fractional=False, trim='-')
+    t, plain = standing(table), lambda p: np.format_float_positional(p, 2, fractional=False, trim='-')
     return pd.DataFrame({'model': t.family, f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
         'energy (J)': [plus_minus(*r) for r in zip(t.joules, t.joules_ci)],
         'a point more costs (J)': ['', *('gain unclear' if math.isnan(r.price) else f'{plain(r.price)} ({plain(r.price_low)} to {plain(r.price_high)})' for r in t[1:].itertuples())],
@@ -170,7 +176,7 @@ def price_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What a further point costs at the cheap and at the dear end of the front."
-    t = table[table.on_front].sort_values('joules').dropna(subset='price')
+    t = standing(table).dropna(subset='price')
     if t.empty: return f'On {name} no step along the front gains more than chance: no price can be told.'
     cost = lambda r: f'{r.price:.2g} J ({r.price_low:.2g} to {r.price_high:.2g}) a point up to {100*r.test:.1f} %'
     first, last = t.iloc[0], t.iloc[-1]
@@ -183,7 +189,7 @@ def savings(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # for each cheaper point: points given up and share saved, each with its half-width
     "Accuracy given up and energy saved, against the best point of the front."
-    t = table[table.on_front].sort_values('joules')
+    t = standing(table)
     best, rest = t.iloc[-1], t.iloc[:-1]
     ratio = rest.joules/best.joules
     return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=100*(best.test - rest.test), given_up_ci=100*np.hypot(best.test_ci, rest.test_ci),
@@ -204,7 +210,7 @@ def knee(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.Series|None: # its row; None for a front that has no point above the line
     "The point farthest from the line through the extremes of the front."
-    t = table[table.on_front].sort_values('joules')
+    t = standing(table)
     scale = lambda v: (v - v.iloc[0])/(v.iloc[-1] - v.iloc[0])
     above = scale(t.test) - scale(np.log10(t.joules))
     return t.loc[above.idxmax()] if above.max() > 0 else None
@@ -223,7 +229,7 @@ def conclusion(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
-    s, best, bend = savings(table), table[table.on_front].sort_values('joules').iloc[-1], knee(table)
+    s, best, bend = savings(table), standing(table).iloc[-1], knee(table)
     first = f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {best.joules:.2g} J'
     if s.empty: return f'{first}; no cheaper point stands on the front.'
     rows = [s.iloc[-1], *([s.loc[bend.name]] if bend is not None and bend.name in s.index[:-1] else [])]
@@ -258,7 +264,7 @@ def ownership_sentence(
 ) -> str:
     "Which family to take at which energy, and what the front would be without it."
     one = lambda r: f'the {r.family} from {r.cheapest:.2g} to {r.dearest:.2g} J, without which {100*r.lost:.1f} % of the hypervolume would be lost'
-    return f'On {name} the front belongs to ' + '; '.join(map(one, owners.itertuples())) + '.' 
+    return f'On {name} the front belongs to ' + '; '.join(map(one, owners.itertuples())) + '.'
 
 # %% ../nbs/10_analysis.ipynb #l01
 def life(
@@ -284,14 +290,14 @@ def life_sentence(
     best = lives.sort_values('joules').iloc[-1]
     if math.isnan(best.lifetime): return f'On {name} inference was not read, so nothing can be said about a life.'
     left = f"{int(lives.stays.sum())} of {len(lives)} models of the front are still on it over such a life"
-    return f'On {name} the best model ({best.family}) takes {best.lifetime:.2g} ± {best.lifetime_ci:.1g} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {best.grams:.2g} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.' 
+    return f'On {name} the best model ({best.family}) takes {best.lifetime:.2g} ± {best.lifetime_ci:.1g} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {best.grams:.2g} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.'
 
 # %% ../nbs/10_analysis.ipynb #l05
 def break_evens(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # trained (the cheaper to train), asked (the cheaper to ask), predictions, half-width
     "Pairs of the front where one is cheaper to train and the other cheaper to ask."
-    t, rows = table[table.on_front], []
+    t, rows = standing(table), []
     pair = lambda r: (SimpleNamespace(joules=r.joules, se=r.joules_ci/2), SimpleNamespace(joules=r.inference, se=r.inference_ci/2))
     label = lambda r: f'{r.family} ({r.joules:.2g} J)'
     for n, a in enumerate(t.itertuples()):
@@ -308,7 +314,7 @@ def break_even_sentence(
     pairs = break_evens(table)
     if pairs.empty: return f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper one: no number of predictions pays it back.'
     one = lambda r: f'the {r.asked} has paid its dearer training back against the {r.trained} after {rounded(r.predictions)} ± {rounded(r.half_width)} predictions'
-    return f'On {name} ' + '; '.join(map(one, pairs.itertuples())) + '.' 
+    return f'On {name} ' + '; '.join(map(one, pairs.itertuples())) + '.'
 
 # %% ../nbs/10_analysis.ipynb #k01
 def of_kinds(
@@ -387,7 +393,8 @@ def payback_sentence(
     "After how many trainings or predictions the search has paid for itself."
     spent, near = bill([t for t in trials if t.dataset == name]).joules.sum(), allowances(table, (ALLOWANCES[-1],))
     if near.empty: return f'The search on {name} took {spent:.3g} J and found nothing cheaper within {ALLOWANCES[-1]:g} points of its best model: it pays back for nobody who wants that one.'
-    best, cheap = table[table.on_front].sort_values('joules').iloc[-1], table[table.on_front & (table.joules == near.joules[0])].iloc[0]
+    t = standing(table)
+    best, cheap = t.iloc[-1], t[t.joules == near.joules[0]].iloc[0]
     saved = best.inference - cheap.inference
     asked = f', or {rounded(1000*spent/saved)} predictions' if saved > math.hypot(best.inference_ci, cheap.inference_ci) else ''
-    return f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {cheap.joules:.2g} J instead of the best model ({best.family}, {best.joules:.2g} J) has them back after {rounded(spent/(best.joules - cheap.joules))} trainings{asked}.' 
+    return f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {cheap.joules:.2g} J instead of the best model ({best.family}, {best.joules:.2g} J) has them back after {rounded(spent/(best.joules - cheap.joules))} trainings{asked}.'

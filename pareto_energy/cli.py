@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
            'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'run_chapters', 'print_table',
-           'read_front', 'conclusions', 'print_front', 'front_json', 'main', 'plain_errors', 'run', 'front', 'compare',
-           'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark', 'print_searches']
+           'read_front', 'conclusions', 'print_front', 'records', 'front_json', 'main', 'plain_errors', 'run', 'front',
+           'compare', 'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark', 'print_searches']
 
 # %% ../nbs/20_cli.ipynb #c03
 import json, os, sys, threading
@@ -187,12 +187,18 @@ def print_front(
         print_table(readable(rows), f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds', ('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows)) + '\n')
 
+def records(
+    table, # a DataFrame
+) -> list: # of dicts, one for each row, fit for JSON
+    "The rows of a table for programs."
+    return json.loads(table.to_json(orient='records'))
+
 def front_json(
     study:str, # its name
 ) -> str: # JSON: for each dataset, the rows of the front and the sentences about it
     "The front for programs."
     groups = read_front(study).groupby('dataset', sort=False)
-    return json.dumps({name: dict(front=json.loads(rows[rows.on_front].drop(columns='dataset').to_json(orient='records')), conclusions=conclusions(name, rows)) for name, rows in groups}, ensure_ascii=False)
+    return json.dumps({name: dict(front=records(rows[rows.on_front].drop(columns='dataset')), conclusions=conclusions(name, rows)) for name, rows in groups}, ensure_ascii=False)
 
 # %% ../nbs/20_cli.ipynb #c21
 app = typer.Typer(help='The Pareto front between utility and energy of machine-learning models.', no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -249,7 +255,7 @@ def compare(
     with plain_errors(2):
         found = read_studies(studies)
         table, pairs = compare_studies(found)
-    if json_: return typer.echo(json.dumps(dict(studies=json.loads(table.to_json(orient='records')), pairs=json.loads(pairs.to_json(orient='records')), differences=differences(found)), ensure_ascii=False))
+    if json_: return typer.echo(json.dumps(dict(studies=records(table), pairs=records(pairs), differences=differences(found)), ensure_ascii=False))
     for name, rows in table.groupby('dataset', sort=False): print_table(rows.drop(columns='dataset').map(lambda v: f'{v:.3f}' if isinstance(v, float) else v), f'{name}: validation part, all that each study found', ('study',))
     typer.echo('\n'.join(filter(None, [differences(found), *(comparison_sentence(r, 'study') for r in pairs.itertuples() if r.pairs)])))
 

@@ -160,7 +160,7 @@ def differences(
     "What keeps joules of several studies from being compared."
     of = {study: (trials[0].label, trials[0].machine) for study, (trials, _) in studies.items() if trials}
     if len(set(of.values())) < 2: return ''
-    return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"' for study, (label, machine) in of.items()) + '. Utilities can.' 
+    return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"' for study, (label, machine) in of.items()) + '. Utilities can.'
 
 # %% ../nbs/09_comparison.ipynb #c30
 def _band(values):

@@ -101,11 +101,11 @@ def savings_chart(
         base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape)).properties(width=width, height=150)
 
 # %% ../nbs/11_figures.ipynb #t02
-def _grid(chart, table, width, height=110, **resolve):
+def _grid(chart, table, width):
     "A panel for each dataset and family."
     order = lambda column: table[column].unique().tolist()
-    return chart.properties(width=width, height=height).facet(row=alt.Row('dataset:N', title=None, sort=order('dataset')),
-        column=alt.Column('family:N', title=None, sort=order('family')), spacing=10).resolve_scale(**resolve)
+    return chart.properties(width=width, height=110).facet(row=alt.Row('dataset:N', title=None, sort=order('dataset')),
+        column=alt.Column('family:N', title=None, sort=order('family')), spacing=10).resolve_scale(y='independent')
 
 def attainment_chart(
     reached:pd.DataFrame, # from `comparison.attainment`
@@ -116,7 +116,7 @@ def attainment_chart(
     strategy = _channels('strategy', reached.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
     base = alt.Chart(reached).encode(energy_axis(reached.joules, label, 'energy'), alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4)), *strategy)
     stairs = lambda width, test: base.transform_filter(test).mark_line(interpolate='step-after', strokeWidth=width).encode(alt.Detail('level:N'))
-    return _grid(alt.layer(stairs(1.8, alt.datum.level == 50), stairs(.6, alt.datum.level != 50)), reached, width, y='independent')
+    return _grid(alt.layer(stairs(1.8, alt.datum.level == 50), stairs(.6, alt.datum.level != 50)), reached, width)
 
 # %% ../nbs/11_figures.ipynb #c13
 HYPERVOLUME = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=4, format='.3~g'))
@@ -133,7 +133,7 @@ def trials_chart(
 ) -> alt.Chart:
     "Hypervolume against trials."
     last = int(bands.trials.max())
-    return _grid(_bands(bands, alt.X('trials:Q', title='trials', axis=alt.Axis(values=[*range(1, last + 1, max(1, last//5))], format='d'))), bands, width, y='independent')
+    return _grid(_bands(bands, alt.X('trials:Q', title='trials', axis=alt.Axis(values=[*range(1, last + 1, max(1, last//5))], format='d'))), bands, width)
 
 # %% ../nbs/11_figures.ipynb #c16
 def joules_chart(
@@ -142,7 +142,7 @@ def joules_chart(
     width:float=140, # of a panel
 ) -> alt.Chart:
     "Hypervolume against all joules spent."
-    return _grid(_bands(bands.rename(columns=dict(spent='joules')), energy_axis(bands.spent, label, 'spent')), bands, width, y='independent')
+    return _grid(_bands(bands.rename(columns=dict(spent='joules')), energy_axis(bands.spent, label, 'spent')), bands, width)
 
 # %% ../nbs/11_figures.ipynb #c19
 def save(

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'LARGEST', 'FOLDS', 'FEWEST', 'excess', 'learning_table', 'knobs', 'forest', 'importances',
-           'study_importances', 'importance_chart', 'importance_sentence', 'knob_paths', 'strongest', 'stand_ins']
+           'finished_by_family', 'study_importances', 'importance_chart', 'importance_sentence', 'knob_paths',
+           'strongest', 'stand_ins']
 
 # %% ../nbs/09_importance.ipynb #c03
 import altair as alt, numpy as np, pandas as pd
 from .pareto import front
 from .training import rank_agreement
+from .trajectory import checkpoints
 
 # %% ../nbs/09_importance.ipynb #c07
 TARGETS = ('utility', 'energy', 'excess')
@@ -22,10 +24,6 @@ def excess(
     best = front(table)
     return np.log10(table.joules.to_numpy()/best.joules.to_numpy()[np.searchsorted(best.utility, table.utility)])
 
-def _spread(epochs, n=5):
-    "A few epochs, evenly spread on a logarithmic scale."
-    return np.unique(np.geomspace(1, epochs, n).round().astype(int))
-
 def learning_table(
     trials:list, # of one dataset and family
     seed:int=0, # of the sample, where there are more trials than `LARGEST`
@@ -33,7 +31,7 @@ def learning_table(
     "Trials as a table to learn from."
     done = [t for t in trials if t.status == 'finished']
     if len(done) > LARGEST: done = [done[i] for i in np.sort(np.random.default_rng(seed).choice(len(done), LARGEST, replace=False))]
-    rows = [t.configuration | dict(trial=t.name, epochs=int(e), utility=t.run['utility'][e - 1], joules=t.run['joules'][e - 1]) for t in done for e in _spread(len(t.run['utility']))]
+    rows = [t.configuration | dict(trial=t.name, epochs=e, utility=t.run['utility'][e - 1], joules=t.run['joules'][e - 1]) for t in done for e in checkpoints(len(t.run['utility']), 5)]
     table = pd.DataFrame(rows)
     table = table[[c for c in table if c in ('trial', 'utility', 'joules') or table[c].nunique() > 1]]
     return table.assign(energy=np.log10(table.joules), excess=excess(table))
@@ -57,13 +55,11 @@ def forest(
     words = make_column_transformer((OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1), make_column_selector(dtype_exclude='number')), remainder='passthrough')
     return make_pipeline(words, RandomForestRegressor(40, random_state=seed)).fit(table[knobs(table)], table[[*TARGETS]])
 
-def _scorers():
+def _scores(model, x, y):
     "R² of each target alone, from one prediction."
     from sklearn.metrics import r2_score
-    def score(model, x, y):
-        predicted = model.predict(x)
-        return {target: r2_score(y[target], predicted[:, i]) for i, target in enumerate(TARGETS)}
-    return score
+    predicted = model.predict(x)
+    return {target: r2_score(y[target], predicted[:, i]) for i, target in enumerate(TARGETS)}
 
 # %% ../nbs/09_importance.ipynb #c11
 FOLDS = 3
@@ -75,25 +71,32 @@ def importances(
     "Permutation importance of every knob for utility, energy and excess."
     from sklearn.inspection import permutation_importance
     from sklearn.model_selection import GroupKFold
-    names, scorer, base, found = knobs(table), _scorers(), [], []
+    names, base, found = knobs(table), [], []
     for seen, unseen in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, groups=table.trial):
         model, rest = forest(table.iloc[seen], seed), table.iloc[unseen]
-        base.append(scorer(model, rest[names], rest))
-        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=scorer, n_repeats=3, random_state=seed))
+        base.append(_scores(model, rest[names], rest))
+        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=_scores, n_repeats=3, random_state=seed))
     drops = {target: np.hstack([f[target].importances for f in found]) for target in TARGETS}
     return pd.DataFrame([dict(knob=name, target=target, importance=drops[target][i].mean(), sd=drops[target][i].std(ddof=1), r2=np.mean([b[target] for b in base])) for target in TARGETS for i, name in enumerate(names)])
 
 # %% ../nbs/09_importance.ipynb #c14
 FEWEST = 12 # trials, below which no importance is told
 
+def finished_by_family(
+    trials:list, # of a study
+) -> dict: # (dataset, family) -> its finished trials
+    "Trials to learn from, apart for each dataset and family."
+    groups = {}
+    for t in trials:
+        if t.status == 'finished': groups.setdefault((t.dataset, t.family), []).append(t)
+    return groups
+
 def study_importances(
     trials:list, # of a study
 ) -> pd.DataFrame: # dataset, family and `importances`
     "What matters, for each dataset and family."
-    groups = {}
-    for t in trials:
-        if t.status == 'finished': groups.setdefault((t.dataset, t.family), []).append(t)
-    tables = [importances(learning_table(ts)).assign(dataset=d, family=f) for (d, f), ts in groups.items() if len(ts) >= FEWEST and knobs(learning_table(ts))]
+    groups = {key: learning_table(ts) for key, ts in finished_by_family(trials).items() if len(ts) >= FEWEST}
+    tables = [importances(table).assign(dataset=d, family=f) for (d, f), table in groups.items() if knobs(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['knob', 'target', 'importance', 'sd', 'r2', 'dataset', 'family'])
 
 # %% ../nbs/09_importance.ipynb #c16
@@ -150,12 +153,11 @@ def stand_ins(
     trials:list, # of a study
 ) -> pd.DataFrame: # dataset, family, stand_in, tau, low, high
     "How well parameters, FLOPs and seconds rank the runs of a family."
-    groups, rows = {}, []
-    for t in trials:
-        if t.status == 'finished': groups.setdefault((t.dataset, t.family), []).append(t.run)
-    for (d, f), runs in groups.items():
+    rows = []
+    for (d, f), ts in finished_by_family(trials).items():
+        runs = [t.run for t in ts[:LARGEST]]
         for name in ('parameters', 'flops', 'seconds'):
-            values = [run[name] for run in runs[:LARGEST]]
+            values = [run[name] for run in runs]
             if len(values) < FEWEST or None in values or len(set(values)) == 1: continue
-            rows.append(dict(dataset=d, family=f, stand_in=name, **rank_agreement(values, [run['joules'][-1] for run in runs[:LARGEST]])))
+            rows.append(dict(dataset=d, family=f, stand_in=name, **rank_agreement(values, [run['joules'][-1] for run in runs])))
     return pd.DataFrame(rows, columns=['dataset', 'family', 'stand_in', 'tau', 'low', 'high'])
