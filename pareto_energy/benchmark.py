@@ -17,7 +17,7 @@ from .mobo import FINAL_POINT, Search
 from .pareto import front, points, representatives
 from .space import DEFAULTS, SPACES, Space, sobol
 from .training import fresh, one_run, scores_of, tensors
-from .trials import KEY, Trial, TrialLog, read_study
+from .trials import KEY, SCHEMA, Trial, TrialLog, read_study, seal
 from .zoo import loss_of
 
 # %% ../nbs/12_benchmark.ipynb #c06
@@ -175,7 +175,7 @@ def made_up_study(
     references = {name: dict(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
     events = [e for name in references for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet')) for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
         for e in _made_up_trial(dict(zip(KEY, (name, family, strategy, s, k))), i, rng)]
-    (folder/'trials.jsonl').write_text(''.join(json.dumps(dict(schema=1) | e) + '\n' for e in events))
+    (folder/'trials.jsonl').write_bytes(b''.join(seal(dict(schema=SCHEMA, line=n, **e)) + b'\n' for n, e in enumerate(events, 1)))
     (folder/'reference.json').write_text(json.dumps(references))
     (folder/'study.json').write_text(json.dumps(dict(seeds=list(range(10)), fresh_seeds=5)))
     trials = read_study(study)[0]
@@ -190,8 +190,9 @@ def _made_up_trial(key, size, rng):
     joules = epochs*.01*(size + 1)*c['width']**.7*c['depth']/c['batch']**.5*(1 + .02*rng.normal())
     run = dict(utility=utility.round(5).tolist(), joules=joules.tolist(), se=(.01*joules).tolist(), seconds=joules[-1]/4, parameters=100*c['width']*c['depth'], flops=1e6*c['width'], repeats=2,
         inference=dict(joules=.001*c['width'], se=1e-5, spent=.1), disturbance=dict(others=0., stolen=0.))
-    yield dict(event='started', **key, configuration=c, origin=origin, label='simulated', machine='simulated')
-    yield dict(event='finished', **key, run=run, spent=2*joules[-1])
+    claim = dict(configuration=c, origin=origin, label='simulated', machine='simulated')
+    yield dict(event='started', **key, **claim)
+    yield dict(event='finished', **key, **claim, run=run, spent=2*joules[-1])
 
 def _made_up_retraining(log, trials, reference, rng):
     "Six points of the front, trained anew five times."

@@ -7,8 +7,8 @@ __all__ = ['LABELS', 'SOURCES', 'POWERCAP', 'SHARE', 'LIBRARIES', 'JOULES_PER_KW
            'Part', 'Reading', 'weakest', 'total', 'standard_error', 'mean', 'Rapl', 'rapl_counters', 'Gpu',
            'gpu_counter', 'has_children', 'children_seconds', 'is_virtual', 'core_watts', 'CpuTime', 'Constant',
            'Window', 'check', 'Meter', 'SimulatedMeter', 'machine', 'versions', 'Tracked', 'tracked_counters',
-           'find_counters', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'repeats_for', 'measure', 'half_width',
-           'half_width_of', 'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance',
+           'find_counters', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter', 'meter_of', 'repeats_for', 'measure',
+           'half_width', 'half_width_of', 'reference_workload', 'scaled', 'idle', 'net', 'surroundings', 'disturbance',
            'machine_lock', 'drift', 'inference', 'lifetime', 'break_even', 'intensity', 'footprint', 'mean_intensity',
            'meter_record', 'window_scatter', 'linearity', 'gpu_validation']
 
@@ -451,6 +451,11 @@ def open_meter(
 ) -> Meter:
     "Start the meter of that name."
     return lookup(name, METERS, 'meter')(device)
+
+@cache
+def meter_of(name:str, device:str) -> Meter:
+    "This process's meter of that name, opened once."
+    return open_meter(name, device)
 
 # %% ../nbs/00_energy.ipynb #e053
 def repeats_for(
