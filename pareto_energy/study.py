@@ -213,9 +213,10 @@ def trials_left(study:Study, trials:dict) -> list: # keys
 
 def retraining_left(study:Study, trials:dict) -> list: # (trial, epoch, seed)
     "Points of the fronts that aren't retrained yet."
-    left = []
+    left, place = [], {search: i for i, search in enumerate(study.searches)}
+    in_order = sorted(trials.values(), key=lambda t: (place.get(t.key[:-1], len(place)), t.number))
     for name in study.datasets:
-        for trial, epoch in chosen([t for t in trials.values() if t.dataset == name], study.front_points, study.references[name]):
+        for trial, epoch in chosen([t for t in in_order if t.dataset == name], study.front_points, study.references[name]):
             have = {(r['epoch'], r['fresh_seed']) for r in trial.retrained}
             left += [(trial, epoch, s) for s in range(FRESH, FRESH + study.fresh_seeds) if (epoch, s) not in have]
     return left

@@ -102,4 +102,5 @@ def read_now(
     kind:str, # 'reference' or 'idle'
 ): # a reading
     "Read the reference workload, or a second of doing nothing."
-    return measure(reference_workload, protocol.metered) if kind == 'reference' else idle(protocol.metered, IDLE_SECONDS)
+    meter = protocol.metered
+    return measure(reference_workload, meter) if kind == 'reference' else idle(meter, IDLE_SECONDS if meter.tick else 0.)

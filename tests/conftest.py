@@ -1,7 +1,7 @@
 import pytest
 
 SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, initial=3,
-             epochs=3, repeats=2, reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated', ranges=dict(all=dict(threads=1)))
+             epochs=3, repeats=2, reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))
 
 
 @pytest.fixture

@@ -1,47 +1,122 @@
-"A study killed with SIGKILL at any moment ends as one that was never killed."
+"A study that is killed or interrupted at any moment ends as one that never was."
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
-from pareto_energy.trials import read_events, read_trials
+from pareto_energy.trials import read_log, read_trials
 
-SCRIPT = 'import json, sys; from pareto_energy.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])))'
+KEY = ('dataset', 'family', 'strategy', 'seed', 'number')
+SCRIPT = 'import json, sys; from pareto_energy.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])), join="--join" in sys.argv)'
+# imports are paid once: the first study is run by the process itself, the others by forks of it, which can be killed
+ZYGOTE = '''
+import os, sys, json
+from pareto_energy.study import Study, run_study
+run_study(Study(**json.loads(sys.stdin.readline())))
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        run_study(Study(**json.loads(line)))
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+'''
 
 
-def start(home, parameters):
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, json.dumps(parameters)], env=os.environ | {'PARETO_ENERGY_HOME': str(home)}, stderr=subprocess.PIPE)
+def environment(home): return os.environ | {'PARETO_ENERGY_HOME': str(home), 'OMP_NUM_THREADS': '1'}
+def start(home, parameters, *words): return subprocess.Popen([sys.executable, '-c', SCRIPT, json.dumps(parameters), *words], env=environment(home), stderr=subprocess.PIPE, text=True)
 
 
-def outcome(home):
+class Zygote:
+    def __init__(self, home, parameters):
+        self.process = subprocess.Popen([sys.executable, '-c', ZYGOTE], env=environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.send(parameters)
+
+    def send(self, parameters):
+        self.process.stdin.write(json.dumps(parameters) + '\n')
+        self.process.stdin.flush()
+
+    def run(self, parameters, until, rng):
+        "Start a study, and kill it soon after `until` says so; gives its exit status."
+        self.send(parameters)
+        pid = int(self.process.stdout.readline())
+        alive = lambda: os.path.exists(f'/proc/{pid}/exe')
+        while alive() and not until(): time.sleep(.001)
+        time.sleep(rng.uniform(0, .05))
+        if alive(): os.kill(pid, signal.SIGKILL)
+        return int(self.process.stdout.readline())
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.process.kill()
+
+
+def outcome(log):
     "What must not depend on kills: everything but clocks."
-    trials = read_trials(home/'data/killed/trials.jsonl')
-    return {k: (t.configuration, t.origin['source'], t.status, t.run.get('utility'), t.run.get('joules'), t.retrained) for k, t in trials.items()}
+    return {k: (t.configuration, t.origin['source'], t.status, t.run.get('utility'), t.run.get('joules'), t.retrained) for k, t in read_trials(log).items()}
 
 
-def test_sigkill_changes_nothing(tmp_path, smoke):
-    parameters = smoke | dict(study='killed')
-    whole, killed = tmp_path/'whole', tmp_path/'killed'
-    assert start(whole, parameters).wait() == 0
-    log, rng, kills, inside = killed/'data/killed/trials.jsonl', random.Random(0), 0, 0
+def ends(log):
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [tuple(e[k] for k in KEY) for e in events if e['event'] in ('finished', 'failed')]
+
+
+def test_fifty_kills_change_nothing(tmp_path, smoke):
+    parameters, rng, kills, inside = smoke | dict(trials=9), random.Random(0), 0, 0
+    whole, log = (tmp_path/f'data/{name}/trials.jsonl' for name in ('whole', 'killed'))
     lines = lambda: log.read_bytes().count(b'\n') if log.exists() else 0
-    while kills < 8:
-        process, enough = start(killed, parameters), lines() + rng.randint(1, 6)
-        while process.poll() is None and lines() < enough: time.sleep(.005)
-        time.sleep(rng.uniform(0, .25))
-        if process.poll() is not None: break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        inside += any(t.status == 'started' for t in read_trials(log).values())
-    assert start(killed, parameters).wait() == 0
-    assert kills >= 3 and inside >= 1, f'{kills} kills, {inside} inside a trial: the test has not tested'
-    assert outcome(killed) == outcome(whole)
-    ends = [tuple(e[k] for k in ('dataset', 'family', 'strategy', 'seed', 'number')) for e in read_events(log) if e['event'] in ('finished', 'failed')]
-    assert len(ends) == len(set(ends)) == len(outcome(whole)) == 32
+    attempts = lambda: max((t.attempts for t in read_trials(log).values() if t.status == 'started'), default=0)
+    with Zygote(tmp_path, parameters | dict(study='whole')) as zygote:
+        for _ in range(200):
+            enough = lines() + (rng.choice([2, 2, 3]) if attempts() < 3 else 6) # a trial that dies five times is given up
+            if zygote.run(parameters | dict(study='killed'), lambda: lines() >= enough, rng) == 0: break
+            kills += 1
+            inside += any(t.status == 'started' for t in read_trials(log).values())
+    print(f'{kills} kills, {inside} of them inside a trial, {len(ends(log))} trials')
+    assert kills >= 50 and inside >= 10
+    assert outcome(log) == outcome(whole)
+    assert len(ends(log)) == len(set(ends(log))) == len(outcome(log)) == 72
+
+
+def test_a_killed_parent_takes_its_child_with_it(tmp_path, smoke):
+    import psutil
+    process = start(tmp_path, smoke | dict(study='s', deadline=60., trials=30, epochs=30))
+    log = tmp_path/'data/s/trials.jsonl'
+    while not log.exists() or log.read_text().count('started') < 2: time.sleep(.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert children and not psutil.wait_procs(children, timeout=10)[1]
+
+
+def interrupted(tmp_path, parameters, times):
+    process, log = start(tmp_path, parameters), tmp_path/'data/s/trials.jsonl'
+    while not log.exists() or log.read_text().count('"started"') < 2: time.sleep(.01)
+    for n in range(times):
+        process.send_signal(signal.SIGINT)
+        if n + 1 < times: time.sleep(.3)
+    began = time.time()
+    said = process.communicate()[1]
+    return process.returncode, said, log, time.time() - began
+
+
+def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
+    parameters = smoke | dict(study='s', deadline=60., strategies=['random'])
+    status, said, log, _ = interrupted(tmp_path, parameters, 1)
+    trials = read_trials(log)
+    assert status and 'StudyStopped' in said and re.search(r'\d+ of 16 trials are recorded: start the study s again', said)
+    assert {t.status for t in trials.values()} == {'finished'} and 1 <= len(trials) < 16
+    assert start(tmp_path, parameters).wait() == 0 and len(read_trials(log)) == 16 and all(t.attempts == 1 for t in read_trials(log).values())
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
+    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1)
+    status, said, log, seconds = interrupted(tmp_path, parameters | dict(epochs=2000), 2)
+    trial = list(read_trials(log).values())[-1]
+    assert status and 'KeyboardInterrupt' in said and seconds < 10
+    assert trial.status == 'started' and trial.attempts == 0 and '"interrupted"' in log.read_text() and not read_log(log).damage
 
 
 def test_a_configuration_that_always_kills_is_given_up(home, smoke):
@@ -54,3 +129,25 @@ def test_a_configuration_that_always_kills_is_given_up(home, smoke):
             log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin={}, label='simulated', machine='simulated')
     trial, = run_study(study)
     assert (trial.status, trial.attempts) == ('failed', ATTEMPTS) and 'process died' in trial.reason
+
+
+def test_four_processes_share_a_study(tmp_path, smoke):
+    parameters = smoke | dict(study='s')
+    assert start(tmp_path/'alone', parameters).wait() == 0
+    processes = [start(tmp_path/'shared', parameters, '--join') for _ in range(4)]
+    said = [p.communicate()[1] for p in processes]
+    assert [p.returncode for p in processes] == [0]*4, said
+    alone, shared = (tmp_path/name/'data/s/trials.jsonl' for name in ('alone', 'shared'))
+    contents = read_log(shared)
+    lines = [json.loads(line)['line'] for line in shared.read_text().splitlines()]
+    assert not contents.damage and lines == list(range(1, len(lines) + 1)) and len(ends(shared)) == len(set(ends(shared))) == 32
+    assert outcome(shared) == outcome(alone)
+
+
+def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke):
+    import socket
+    first, log = start(tmp_path, smoke | dict(study='s')), tmp_path/'data/s/trials.jsonl'
+    while not log.exists(): time.sleep(.01)
+    second = start(tmp_path, smoke | dict(study='s'))
+    assert f'is under way in process {first.pid} on {socket.gethostname()}' in second.communicate()[1] and second.returncode
+    assert first.wait() == 0
