@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
-           'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'run_chapters', 'print_table',
-           'read_front', 'conclusions', 'print_front', 'records', 'front_json', 'main', 'plain_errors', 'run', 'front',
-           'compare', 'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark', 'print_searches']
+           'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'forwarded_ctrl_c',
+           'run_chapters', 'join_study', 'print_table', 'read_front', 'conclusions', 'print_front', 'records',
+           'front_json', 'main', 'plain_errors', 'run', 'front', 'compare', 'read_studies', 'preflight',
+           'print_preflight', 'meter', 'benchmark', 'print_searches']
 
 # %% ../nbs/20_cli.ipynb #c03
-import json, os, sys, threading
+import json, os, signal, socket, sys, threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -75,17 +76,18 @@ def check_study(parameters:dict):
     from dataclasses import fields
     from pareto_energy.energy import footprint, intensity, open_meter
     from pareto_energy.study import Study, is_complete, keep_parameters
-    from pareto_energy.trials import check_same_source, read_trials
+    from pareto_energy.trials import check_same_source, described, read_log
     missing = [name for name in NEEDED if name not in parameters]
     if missing: raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = Study(**{f.name: parameters[f.name] for f in fields(Study) if f.name in parameters})
     if 'country' in parameters: intensity(parameters['country'])
     footprint(1., 0., parameters.get('pue', 1.))
-    trials = read_trials(study.log_path)
+    log = read_log(study.log_path)
+    if log.damage: typer.echo(f'Warning: {described(study.log_path, log.damage)} What the other lines tell is used.', err=True)
     keep_parameters(study)
-    if trials and not is_complete(study, trials):
+    if log.trials and not is_complete(study, log.trials):
         meter = open_meter(study.meter, study.device)
-        check_same_source(trials.values(), meter.label, meter.machine)
+        check_same_source(log.trials.values(), meter.label, meter.machine)
     return study
 
 # %% ../nbs/20_cli.ipynb #c13
@@ -131,9 +133,27 @@ def execute(
     try: papermill.execute_notebook(str(path), str(output), parameters, cwd=str(path.parent), kernel_name='python3', progress_bar=False,
         extra_arguments=['--IPKernelApp.log_level=ERROR'])
     except PapermillExecutionError as e:
+        if e.ename in ('StudyStopped', 'KeyboardInterrupt'): raise KeyboardInterrupt(e.evalue) from e
         raise RuntimeError(f'Chapter {path.stem} failed with {e.ename}: {e.evalue}\nThe notebook, as far as it ran, is {output}.') from e
 
 # %% ../nbs/20_cli.ipynb #c17
+@contextmanager
+def forwarded_ctrl_c(
+    study, # a `study.Study`
+):
+    "Let Ctrl-C reach the kernel that runs a study; where none does, it interrupts."
+    import psutil
+    from pareto_energy.trials import at_work
+    def forward(*_):
+        own = {p.pid for p in psutil.Process().children(recursive=True)}
+        mine = [pid for pid, host in at_work(study.log_path) if host == socket.gethostname() and pid in own]
+        if not mine: raise KeyboardInterrupt
+        typer.echo('Stopping when the trial under way is recorded; once more to stop at once.', err=True)
+        for pid in mine: os.kill(pid, signal.SIGINT)
+    before = signal.signal(signal.SIGINT, forward)
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+
 def run_chapters(
     study, # a `study.Study`
     parameters:dict,
@@ -142,10 +162,21 @@ def run_chapters(
     "Execute all chapters in order, stopping at the first that fails."
     runs = study_folder(study.study, 'runs')
     os.environ.update(PARETO_ENERGY_HOME=str(home().resolve()), OMP_NUM_THREADS=str(study.threads))
-    with progress_bar(study) as show:
+    with progress_bar(study) as show, forwarded_ctrl_c(study):
         for path, names in known.items():
             show(path.stem)
             execute(path, runs/path.name, {k: v for k, v in parameters.items() if k in names})
+
+def join_study(
+    study, # a `study.Study`
+):
+    "Train what other processes leave of a study, until nothing is left."
+    from pareto_energy.study import StudyStopped, run_study
+    os.environ['OMP_NUM_THREADS'] = str(study.threads)
+    with progress_bar(study) as show:
+        show('beside other processes')
+        try: run_study(study, join=True)
+        except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
 
 # %% ../nbs/20_cli.ipynb #c19
 def print_table(
@@ -213,20 +244,25 @@ def plain_errors(status:int):
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         typer.echo(f'Error: {e}', err=True)
         raise typer.Exit(status) from e
+    except KeyboardInterrupt as e:
+        typer.echo(f"Stopped. {str(e) or 'What was measured is recorded: start the study again to go on.'}", err=True)
+        raise typer.Exit(130) from e
 
 # %% ../nbs/20_cli.ipynb #c22
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help='A study in nbs/studies/, such as quick.')],
     parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE', help='Another value for a parameter, in YAML; may be repeated.')] = (),
+    join: Annotated[bool, typer.Option('--join', help='Work beside other processes on the same study, in the same folder, until its trials are done.')] = False,
 ):
-    "Run a study: all chapters in order, into runs/STUDY/; a study that was interrupted goes on."
+    "Run a study: all chapters in order, into runs/STUDY/; a study that was interrupted (Ctrl-C) goes on."
     with plain_errors(2):
         folder = chapters_folder()
         parameters, known = load_parameters(study, parameter, folder), known_parameters(chapters(folder))
         check_parameters(parameters, known)
         checked = check_study(parameters)
-    with plain_errors(1): run_chapters(checked, parameters, known)
+    with plain_errors(1): join_study(checked) if join else run_chapters(checked, parameters, known)
+    if join: return typer.echo(f'The trials of {checked.study} are done.')
     print_front(checked.study)
     typer.echo('Figures:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir())))
     typer.echo(f"Notebooks: {study_path(checked.study, 'runs')}")

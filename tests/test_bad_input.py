@@ -1,11 +1,9 @@
 "Bad input gives one clear sentence and a non-zero exit."
-import json
-
 import pytest
 from typer.testing import CliRunner
 
 from pareto_energy.cli import app, execute
-from pareto_energy.trials import TrialLog
+from pareto_energy.trials import TrialLog, seal
 
 KEY = ('digits', 'logistic', 'random', 0, 0)
 
@@ -63,14 +61,13 @@ def log_with(home, **changes):
 
 def test_other_schema(home):
     path = log_with(home)
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(schema=99)) + '\n')
-    assert 'line 1 has schema version 99' in complaint('smoke')
+    path.write_bytes(seal(dict(schema=99)) + b'\n')
+    assert 'Line 1 of the log has schema version 99' in complaint('smoke')
 
 
-def test_damaged_line(home):
-    path = log_with(home)
-    path.write_text('damage\n' + path.read_text())
-    assert 'line 1 is damaged' in complaint('smoke')
+def test_log_of_an_older_version(home):
+    log_with(home).write_text('{"schema": 1, "event": "idle"}\n')
+    assert 'has schema version 1, but this version of pareto_energy reads 2' in complaint('smoke')
 
 
 def test_other_label(home):
@@ -91,7 +88,7 @@ def test_changed_parameters(home):
 
 def test_two_writers(home):
     path = log_with(home)
-    with TrialLog(path), pytest.raises(RuntimeError, match='Another process is running'):
+    with TrialLog(path), pytest.raises(RuntimeError, match='is under way in process'):
         TrialLog(path).__enter__()
 
 

@@ -1,6 +1,7 @@
 "A search that ends, and a run that is stopped, because the rest isn't worth its energy."
-from pareto_energy.study import Study, is_complete, looks, run_study, spent, status
+from pareto_energy.study import Study, is_complete, run_study, spent, status
 from pareto_energy.trials import read_trials
+from pareto_energy.work import looks
 
 ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
 
@@ -25,10 +26,11 @@ def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking
     from dataclasses import replace
     study = Study('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
     *earlier, last = run_study(replace(study, worth=0, study='all'))
+    search = study.search('digits', 'logistic')
     flat = dict(utility=[.1]*4, joules=[1., 2., 3., 4.])
     planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
-    assert not looks(study, planned(1.), earlier)(**flat) and looks(study, planned(1e6), earlier)(**flat)
-    assert looks(study, replace(last, origin=dict(source='sobol', epochs=8)), earlier) is None
+    assert not looks(search, planned(1.), earlier)(**flat) and looks(search, planned(1e6), earlier)(**flat)
+    assert looks(search, replace(last, origin=dict(source='sobol', epochs=8)), earlier) is None
 
 
 def test_benchmark_on_a_folder_never_seen_before(tmp_path):
