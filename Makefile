@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test lab bench zoo publish readme notebooks check install
+.PHONY: study test lab bench zoo publish readme notebooks check licences audit install
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -58,3 +58,15 @@ check: install
 	$(BIN)/nbdev_export
 	$(MAKE) --no-print-directory readme
 	git diff --exit-code
+
+# the licence of every pinned package, as LICENCES.md
+licences: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench,audit]'
+	(printf '# Licences of the dependencies\n\nThe packages of constraints.txt, and what their own metadata say of their licence. `make licences` writes this page.\n\n'; \
+		$(BIN)/pip-licenses --from=mixed --format=markdown --with-system --python $(BIN)/python --packages $$(sed -n 's/==.*//p' constraints.txt) \
+		| grep '^|[ -][^ ]' | sed 's/Copyright (c) 2017 The Python Packaging Authority (PyPA)/MIT, as a text of its own/; s/  */ /g; /^|[-|]*$$/s/--*/---/g') > LICENCES.md
+
+# known vulnerabilities of the pinned packages; asks PyPI's advisory database
+audit: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,audit]'
+	$(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt
