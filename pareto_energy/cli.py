@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
            'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'forwarded_ctrl_c',
-           'run_chapters', 'join_study', 'print_table', 'read_front', 'conclusions', 'print_front', 'records',
-           'front_json', 'main', 'plain_errors', 'run', 'front', 'compare', 'read_studies', 'preflight',
+           'run_chapters', 'join_study', 'train_on_cluster', 'print_table', 'read_front', 'conclusions', 'print_front',
+           'records', 'front_json', 'main', 'plain_errors', 'run', 'front', 'compare', 'read_studies', 'preflight',
            'print_preflight', 'meter', 'benchmark', 'print_searches']
 
 # %% ../nbs/20_cli.ipynb #c03
@@ -71,7 +71,10 @@ def check_parameters(parameters:dict, known:dict):
 # %% ../nbs/20_cli.ipynb #c11
 NEEDED = ('study', 'datasets', 'families', 'strategies', 'seeds', 'trials', 'initial', 'epochs')
 
-def check_study(parameters:dict):
+def check_study(
+    parameters:dict,
+    here:bool=True, # will this machine train?
+):
     "Build the study from its parameters, and say what is wrong with it."
     from dataclasses import fields
     from pareto_energy.energy import footprint, intensity, open_meter
@@ -85,7 +88,7 @@ def check_study(parameters:dict):
     log = read_log(study.log_path)
     if log.damage: typer.echo(f'Warning: {described(study.log_path, log.damage)} What the other lines tell is used.', err=True)
     keep_parameters(study)
-    if log.trials and not is_complete(study, log.trials):
+    if here and log.trials and not is_complete(study, log.trials):
         meter = open_meter(study.meter, study.device)
         check_same_source(log.trials.values(), meter.label, meter.machine)
     return study
@@ -178,6 +181,19 @@ def join_study(
         try: run_study(study, join=True)
         except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
 
+def train_on_cluster(
+    study, # a `study.Study`
+    address:str, # of a dask scheduler
+):
+    "Train a study on the workers of a cluster."
+    try: from distributed import Client
+    except ImportError as e: raise ImportError("A cluster needs dask: pip install 'pareto_energy[cluster]'.") from e
+    from pareto_energy.study import StudyStopped, run_study
+    with Client(address, timeout='10s') as client, progress_bar(study) as show:
+        show(address)
+        try: run_study(study, client=client)
+        except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+
 # %% ../nbs/20_cli.ipynb #c19
 def print_table(
     table, # a DataFrame of strings
@@ -254,14 +270,18 @@ def run(
     study: Annotated[str, typer.Argument(help='A study in nbs/studies/, such as quick.')],
     parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE', help='Another value for a parameter, in YAML; may be repeated.')] = (),
     join: Annotated[bool, typer.Option('--join', help='Work beside other processes on the same study, in the same folder, until its trials are done.')] = False,
+    cluster: Annotated[str, typer.Option(metavar='tcp://HOST:PORT', help='A dask scheduler whose workers train.')] = None,
 ):
     "Run a study: all chapters in order, into runs/STUDY/; a study that was interrupted (Ctrl-C) goes on."
     with plain_errors(2):
         folder = chapters_folder()
         parameters, known = load_parameters(study, parameter, folder), known_parameters(chapters(folder))
         check_parameters(parameters, known)
-        checked = check_study(parameters)
-    with plain_errors(1): join_study(checked) if join else run_chapters(checked, parameters, known)
+        if join and cluster: raise ValueError('Choose one of --join and --cluster.')
+        checked = check_study(parameters, here=not cluster)
+    with plain_errors(1):
+        if cluster: train_on_cluster(checked, cluster)
+        join_study(checked) if join else run_chapters(checked, parameters, known)
     if join: return typer.echo(f'The trials of {checked.study} are done.')
     print_front(checked.study)
     typer.echo('Figures:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir())))

@@ -144,13 +144,14 @@ def hypervolume_improvement(
     x:torch.Tensor, # (n, d) configurations so far
     y:torch.Tensor, # (n, 2) utility and -log10 J
     seed:int,
+    pending:torch.Tensor|None=None, # (m, d) configurations that are being trained
 ): # an acquisition function
     "Expected hypervolume improvement, logarithmic and noisy."
-    return qLogNoisyExpectedHypervolumeImprovement(model, ref_point=infer_reference_point(y), X_baseline=x, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
+    return qLogNoisyExpectedHypervolumeImprovement(model, ref_point=infer_reference_point(y), X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
-def scalarised_improvement(model, x, y, seed):
+def scalarised_improvement(model, x, y, seed, pending=None):
     "Expected improvement of a random augmented Chebyshev scalarisation."
-    return qLogNParEGO(model, X_baseline=x, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
+    return qLogNParEGO(model, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
 def maximise(
     space:Space,
@@ -196,7 +197,9 @@ def learned(
 def _bayesian(name, acquisition_of):
     def strategy(search, trials, seed):
         x, y, noise = training_data(search.space, trials)
-        point = maximise(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed))
+        under_way = [search.space.encode(t.configuration) for t in trials if t.status == 'started']
+        pending = torch.tensor(np.array(under_way)) if under_way else None
+        point = maximise(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending))
         return Suggestion(search.space.decode(point.numpy()), name)
     return learned(strategy)
 

@@ -6,7 +6,8 @@
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'OPTIONAL', 'FIXED', 'FRESH', 'Study', 'check_names', 'check_device', 'check_dataset',
            'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'chosen', 'one_retraining', 'is_left',
            'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'trial_jobs', 'retraining_jobs',
-           'converse', 'StudyStopped', 'ctrl_c', 'place_for', 'is_complete', 'run_study', 'spent', 'status']
+           'converse', 'StudyStopped', 'ctrl_c', 'place_for', 'one_source', 'is_complete', 'run_study', 'spent',
+           'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json, signal, sys, threading, time
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 import torch
+from .cluster import Cluster
 from .conventions import lookup, record, study_folder, study_path, write_text
 from .datasets import UTILITIES, check_name, dataset, utility_of
 from .energy import METERS, MeterError, machine_lock
@@ -314,6 +316,16 @@ def place_for(
     seconds = None if study.deadline is None else study.cap + (study.repeats + 1)*study.deadline
     return Child(partial(source_of, study.protocol), seconds, study.memory, study.protocol.metered)
 
+def one_source(
+    place, # such as `isolation.Here`
+    protocol:Protocol,
+) -> tuple: # label and machine
+    "What is read at a place, which must be one kind of machine."
+    if not isinstance(place, Cluster): return place.submit(source_of, protocol).result()
+    sources = place.everywhere(source_of, protocol)
+    if len(set(sources.values())) > 1: raise ValueError(f"The workers of the cluster differ ({'; '.join(f'{worker}: {label} on {machine}' for worker, (label, machine) in sources.items())}): a study holds one label and one machine, so keep workers of one kind.")
+    return next(iter(sources.values()))
+
 # %% ../nbs/08_study.ipynb #c22
 def is_complete(study:Study, trials:dict) -> bool:
     "Is nothing left to do?"
@@ -322,15 +334,16 @@ def is_complete(study:Study, trials:dict) -> bool:
 def run_study(
     study:Study,
     join:bool=False, # beside other processes that run it
+    client=None, # a `distributed.Client`, whose workers train
 ) -> list: # its trials
     "Do what is left of a study."
     keep_parameters(study)
-    if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join)
+    if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join, client)
     return list(read_trials(study.log_path).values())
 
-def _run_rest(study, join):
-    with TrialLog(study.log_path, join) as log, machine_lock() if study.meter != 'simulated' else nullcontext(), place_for(study) as place, ctrl_c() as stopping:
-        source = place.submit(source_of, study.protocol).result()
+def _run_rest(study, join, client):
+    with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client) if client else place_for(study) as place, ctrl_c() as stopping:
+        source = one_source(place, study.protocol)
         check_same_source(log.trials.values(), *source)
         run = lambda jobs: converse(iter(jobs), place, stopping)
         run([one_reading(study, log, 'idle')])

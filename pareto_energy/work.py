@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 import torch
 from .datasets import dataset
-from .energy import idle, measure, meter_of, reference_workload
+from .energy import MeterError, idle, measure, meter_of, reference_workload
 from .mobo import Search
 from .training import TrainingFailed
 from .trajectory import STRATEGIES, go_on
@@ -76,6 +76,7 @@ def train_trial(
     earlier:list, # trials of its search
 ) -> tuple: # 'finished' or 'failed', and the fields of that event
     "Train what a trial says."
+    if (here := source_of(protocol)) != (trial.label, trial.machine): raise MeterError(f'The study is {trial.label} on "{trial.machine}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
     p, epochs = protocol, trial.origin.get('epochs', search.epochs)
     try: run = training(trial.family, trial.configuration, dataset(trial.dataset), epochs, trial.seed, p.metered, p.repeats, p.precision, p.cap, deadline=p.deadline or math.inf, go_on=looks(search, trial, earlier), **p.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)

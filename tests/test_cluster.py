@@ -1,0 +1,68 @@
+"A study on the processes of a local dask cluster."
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from pareto_energy.study import Study, run_study
+from pareto_energy.trials import read_log, read_trials
+
+distributed = pytest.importorskip('distributed')
+
+
+@pytest.fixture
+def client(home):
+    with distributed.LocalCluster(n_workers=3, threads_per_worker=1, processes=True, resources=dict(meter=1), dashboard_address=None) as cluster, distributed.Client(cluster) as client: yield client
+
+
+def outcome(trials): return {t.key: (t.configuration, t.status, t.run['utility'], t.run['joules']) for t in trials}
+
+
+def test_a_cluster_finds_what_one_machine_finds_although_a_worker_is_killed(home, smoke, client):
+    parameters = smoke | dict(strategies=['random', 'sobol'])
+    alone, study = run_study(Study('alone', **parameters)), Study('shared', **parameters)
+    pids, killed = client.run(os.getpid), []
+
+    def kill():
+        while not study.log_path.exists() or study.log_path.read_text().count('"finished"') < 4: time.sleep(.02)
+        killed.append(next(iter(pids.values())))
+        os.kill(killed[0], signal.SIGKILL)
+    threading.Thread(target=kill, daemon=True).start()
+    together = run_study(study, client=client)
+    assert killed and outcome(together) == outcome(alone) and len(together) == 32 and not read_log(study.log_path).damage
+    assert sum(len(t.retrained) for t in together) == sum(len(t.retrained) for t in alone)
+
+
+def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypatch):
+    def deadly(family, configuration, data, epochs, seed, *args, **kwargs):
+        import os
+        from pareto_energy.training import train
+        return os._exit(1) if seed == 0 else train(family, configuration, data, epochs, seed, *args, **kwargs)
+    monkeypatch.setattr('pareto_energy.study.train', deadly)
+    study = Study('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
+    first, second = run_study(study, client=client)
+    assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')
+
+
+def test_trials_that_run_at_once_are_told_apart(home, smoke, client):
+    study = Study('asked', **smoke | dict(strategies=['trajectory', 'qlognehvi'], families=['logistic'], seeds=[0], trials=6))
+    trials = run_study(study, client=client)
+    for strategy in study.strategies:
+        mine = [str(t.configuration) for t in trials if t.strategy == strategy]
+        assert len(mine) == len(set(mine)) == 6
+
+
+def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypatch):
+    def source(protocol): return 'simulated', f'machine {os.getpid()}'
+    monkeypatch.setattr('pareto_energy.study.source_of', source)
+    study = Study('mixed', **smoke)
+    with pytest.raises(ValueError, match='The workers of the cluster differ'): run_study(study, client=client)
+    assert not read_trials(study.log_path)
+
+
+def test_a_cluster_without_a_meter_is_refused(home):
+    from pareto_energy.cluster import Cluster
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        with pytest.raises(RuntimeError, match='No worker of the cluster offers a meter'): Cluster(client)
