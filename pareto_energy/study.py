@@ -12,7 +12,7 @@ __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'OPTIONAL', 'FIXED', 'FRESH', 'Study', 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json, signal, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 import torch
@@ -345,14 +345,15 @@ def _run_rest(study, join, client):
     with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client) if client else place_for(study) as place, ctrl_c() as stopping:
         source = one_source(place, study.protocol)
         check_same_source(log.trials.values(), *source)
-        run = lambda jobs: converse(iter(jobs), place, stopping)
-        run([one_reading(study, log, 'idle')])
+        def run(jobs):
+            with closing(jobs): converse(jobs, place, stopping)
+        run(one_reading(study, log, kind) for kind in ['idle'])
         for left, jobs in ((trials_left, trial_jobs), (retraining_left, retraining_jobs)):
             while left(study, log.trials) and not stopping():
                 before = log.size
                 run(jobs(study, log, source, place.slots))
                 if log.size == before: time.sleep(.2); log.reread()
-        if not stopping(): run([one_reading(study, log, kind) for kind in ('reference', 'idle') if kind == 'idle' or reference_due(study, log)])
+        if not stopping(): run(one_reading(study, log, kind) for kind in ('reference', 'idle') if kind == 'idle' or reference_due(study, log))
     if stopping() and not is_complete(study, log.trials): raise StudyStopped(f'{_ended(log)} of {len(study.searches)*study.trials} trials are recorded: start the study {study.study} again to go on.')
 
 # %% ../nbs/08_study.ipynb #c24
