@@ -152,7 +152,8 @@ def one_trial(
 ): # a generator: gives work, a function and its arguments, and is sent the result; None: the trial before it hasn't started
     "Run one trial, or the one that was interrupted."
     name, family, strategy, seed, number = key
-    while number and (*key[:-1], number - 1) not in log.trials: yield
+    while number and (*key[:-1], number - 1) not in log.trials and is_left(study, log.trials, key): yield
+    if not is_left(study, log.trials, key): return
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggested(study.protocol, search, strategy, seed, earlier))
