@@ -12,8 +12,8 @@ from pareto_energy.trials import read_log, read_trials
 distributed = pytest.importorskip('distributed')
 
 
-@pytest.fixture
-def client(home):
+@pytest.fixture(scope='module')
+def client():
     with distributed.LocalCluster(n_workers=3, threads_per_worker=1, processes=True, resources=dict(meter=1), dashboard_address=None) as cluster, distributed.Client(cluster) as client: yield client
 
 

@@ -91,9 +91,9 @@ def test_a_killed_parent_takes_its_child_with_it(tmp_path, smoke):
     assert children and not psutil.wait_procs(children, timeout=10)[1]
 
 
-def interrupted(tmp_path, parameters, times):
+def interrupted(tmp_path, parameters, times, started):
     process, log = start(tmp_path, parameters), tmp_path/'data/s/trials.jsonl'
-    while not log.exists() or log.read_text().count('"started"') < 2: time.sleep(.01)
+    while not log.exists() or log.read_text().count('"started"') < started: time.sleep(.01)
     for n in range(times):
         process.send_signal(signal.SIGINT)
         if n + 1 < times: time.sleep(.3)
@@ -104,7 +104,7 @@ def interrupted(tmp_path, parameters, times):
 
 def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
     parameters = smoke | dict(study='s', deadline=60., strategies=['random'])
-    status, said, log, _ = interrupted(tmp_path, parameters, 1)
+    status, said, log, _ = interrupted(tmp_path, parameters, 1, 2)
     trials = read_trials(log)
     assert status and 'StudyStopped' in said and re.search(r'\d+ of 16 trials are recorded: start the study s again', said)
     assert {t.status for t in trials.values()} == {'finished'} and 1 <= len(trials) < 16
@@ -112,8 +112,8 @@ def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
-    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1)
-    status, said, log, seconds = interrupted(tmp_path, parameters | dict(epochs=2000), 2)
+    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1, epochs=2000)
+    status, said, log, seconds = interrupted(tmp_path, parameters, 2, 1)
     trial = list(read_trials(log).values())[-1]
     assert status and 'KeyboardInterrupt' in said and seconds < 10
     assert trial.status == 'started' and trial.attempts == 0 and '"interrupted"' in log.read_text() and not read_log(log).damage
@@ -132,7 +132,7 @@ def test_a_configuration_that_always_kills_is_given_up(home, smoke):
 
 
 def test_four_processes_share_a_study(tmp_path, smoke):
-    parameters = smoke | dict(study='s')
+    parameters = smoke | dict(study='s', strategies=['random', 'sobol'])
     assert start(tmp_path/'alone', parameters).wait() == 0
     processes = [start(tmp_path/'shared', parameters, '--join') for _ in range(4)]
     said = [p.communicate()[1] for p in processes]
