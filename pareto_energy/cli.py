@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters', 'known_parameters',
            'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute', 'forwarded_ctrl_c',
-           'run_chapters', 'join_study', 'train_on_cluster', 'print_table', 'read_front', 'conclusions', 'print_front',
+           'run_chapters', 'train', 'train_on_cluster', 'print_table', 'read_front', 'conclusions', 'print_front',
            'records', 'front_json', 'main', 'plain_errors', 'run', 'front', 'compare', 'read_studies', 'preflight',
            'print_preflight', 'meter', 'benchmark', 'print_searches']
 
@@ -77,9 +77,10 @@ def check_study(
 ):
     "Build the study from its parameters, and say what is wrong with it."
     from dataclasses import fields
-    from pareto_energy.energy import footprint, intensity, open_meter
+    from pareto_energy.energy import footprint, intensity
     from pareto_energy.study import Study, is_complete, keep_parameters
     from pareto_energy.trials import check_same_source, described, read_log
+    from pareto_energy.work import source_of
     missing = [name for name in NEEDED if name not in parameters]
     if missing: raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = Study(**{f.name: parameters[f.name] for f in fields(Study) if f.name in parameters})
@@ -88,9 +89,7 @@ def check_study(
     log = read_log(study.log_path)
     if log.damage: typer.echo(f'Warning: {described(study.log_path, log.damage)} What the other lines tell is used.', err=True)
     keep_parameters(study)
-    if here and log.trials and not is_complete(study, log.trials):
-        meter = open_meter(study.meter, study.device)
-        check_same_source(log.trials.values(), meter.label, meter.machine)
+    if here and log.trials and not is_complete(study, log.trials): check_same_source(log.trials.values(), *source_of(study.protocol))
     return study
 
 # %% ../nbs/20_cli.ipynb #c13
@@ -170,15 +169,17 @@ def run_chapters(
             show(path.stem)
             execute(path, runs/path.name, {k: v for k, v in parameters.items() if k in names})
 
-def join_study(
+def train(
     study, # a `study.Study`
+    where:str, # for the progress bar
+    **how, # as in `study.run_study`
 ):
-    "Train what other processes leave of a study, until nothing is left."
+    "Do what is left of a study, without its chapters."
     from pareto_energy.study import StudyStopped, run_study
     os.environ['OMP_NUM_THREADS'] = str(study.threads)
     with progress_bar(study) as show:
-        show('beside other processes')
-        try: run_study(study, join=True)
+        show(where)
+        try: run_study(study, **how)
         except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
 
 def train_on_cluster(
@@ -188,11 +189,7 @@ def train_on_cluster(
     "Train a study on the workers of a cluster."
     try: from distributed import Client
     except ImportError as e: raise ImportError("A cluster needs dask: pip install 'pareto_energy[cluster]'.") from e
-    from pareto_energy.study import StudyStopped, run_study
-    with Client(address, timeout='10s') as client, progress_bar(study) as show:
-        show(address)
-        try: run_study(study, client=client)
-        except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+    with Client(address, timeout='10s') as client: train(study, address, client=client)
 
 # %% ../nbs/20_cli.ipynb #c19
 def print_table(
@@ -281,7 +278,7 @@ def run(
         checked = check_study(parameters, here=not cluster)
     with plain_errors(1):
         if cluster: train_on_cluster(checked, cluster)
-        join_study(checked) if join else run_chapters(checked, parameters, known)
+        train(checked, 'beside other processes', join=True) if join else run_chapters(checked, parameters, known)
     if join: return typer.echo(f'The trials of {checked.study} are done.')
     print_front(checked.study)
     typer.echo('Figures:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir())))

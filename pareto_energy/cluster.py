@@ -7,10 +7,10 @@ __all__ = ['Cluster']
 
 # %% ../nbs/05_cluster.ipynb #c03
 from concurrent.futures import Future
-from .isolation import Died
+from .isolation import Died, Place
 
 # %% ../nbs/05_cluster.ipynb #p02
-class Cluster:
+class Cluster(Place):
     "The workers of a dask cluster that offer a meter, each for one piece of work at a time."
     def __init__(self,
         client, # a `distributed.Client`
@@ -29,11 +29,7 @@ class Cluster:
         future.add_done_callback(lambda done: _tell(told, done))
         return told
 
-    def everywhere(self, work, *args) -> dict: # worker -> result
-        "Have it done by every worker."
-        return self.client.run(work, *args)
-
-    def __enter__(self): return self
+    def everywhere(self, work, *args): return self.client.run(work, *args)
     def __exit__(self, *_): self.executor.shutdown(wait=False)
 
 def _fail_after_two(dask_scheduler): dask_scheduler.allowed_failures = 1

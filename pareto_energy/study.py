@@ -152,8 +152,8 @@ def one_trial(
 ): # a generator: gives work, a function and its arguments, and is sent the result; None: the trial before it hasn't started
     "Run one trial, or the one that was interrupted."
     name, family, strategy, seed, number = key
-    while number and (*key[:-1], number - 1) not in log.trials and is_left(study, log.trials, key): yield
-    if not is_left(study, log.trials, key): return
+    while number and (*key[:-1], number - 1) not in log.trials and is_left(log.trials, key): yield
+    if not is_left(log.trials, key): return
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggested(study.protocol, search, strategy, seed, earlier))
@@ -202,17 +202,19 @@ def one_retraining(
 
 # %% ../nbs/08_study.ipynb #c21
 def is_left(
-    study:Study,
     trials:dict, # key -> Trial
     key:tuple,
 ) -> bool:
     "Hasn't this trial ended, and is its search open?"
     earlier = (trials[k] for n in range(key[-1]) if (k := (*key[:-1], n)) in trials)
-    return (key not in trials or trials[key].status == 'started') and not any(t.closed for t in earlier)
+    return _is_open(trials, key) and not any(t.closed for t in earlier)
 
 def trials_left(study:Study, trials:dict) -> list: # keys
     "Trials that haven't ended, of searches that aren't closed."
-    return [key for search in study.searches for n in range(study.trials) if is_left(study, trials, key := (*search, n))]
+    closed = {t.key[:-1] for t in trials.values() if t.closed}
+    return [key for search in study.searches if search not in closed for n in range(study.trials) if _is_open(trials, key := (*search, n))]
+
+def _is_open(trials, key): return key not in trials or trials[key].status == 'started'
 
 def retraining_left(study:Study, trials:dict) -> list: # (trial, epoch, seed)
     "Points of the fronts that aren't retrained yet."
@@ -249,11 +251,11 @@ def trial_jobs(
     slots:int, # pieces of work at a time
 ): # conversations
     "The trials that are left and that no other process is at."
-    keys = [(*search, n) for search in study.searches for n in range(study.trials)]
+    keys = trials_left(study, log.trials)
     with ExitStack() as held:
         mine = cache(lambda search: held.enter_context(log.claimed('/'.join(map(str, search)))))
         for key in keys if slots == 1 else sorted(keys, key=lambda key: key[-1]):
-            if not is_left(study, log.trials, key) or not mine(key[:-1]) or not is_left(study, log.trials, key): continue
+            if not is_left(log.trials, key) or not mine(key[:-1]) or not is_left(log.trials, key): continue
             if reference_due(study, log): yield one_reading(study, log, 'reference')
             yield one_trial(study, log, key, source)
 
@@ -322,7 +324,6 @@ def one_source(
     protocol:Protocol,
 ) -> tuple: # label and machine
     "What is read at a place, which must be one kind of machine."
-    if not isinstance(place, Cluster): return place.submit(source_of, protocol).result()
     sources = place.everywhere(source_of, protocol)
     if len(set(sources.values())) > 1: raise ValueError(f"The workers of the cluster differ ({'; '.join(f'{worker}: {label} on {machine}' for worker, (label, machine) in sources.items())}): a study holds one label and one machine, so keep workers of one kind.")
     return next(iter(sources.values()))

@@ -10,6 +10,7 @@ __all__ = ['ATTEMPTS', 'OF_MACHINE', 'KEY', 'SCHEMA', 'CHECK', 'NUMBER', 'TYPES'
 
 # %% ../nbs/05_trials.ipynb #c03
 import itertools, json, os, re, shutil, socket, warnings, zlib
+from bisect import insort
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class Trial:
     spent: float = 0. # joules of all repeats
     attempts: int = 1
     closed: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
-    retrained: list = field(default_factory=list) # by fresh seeds: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions)
+    retrained: list = field(default_factory=list) # by fresh seeds, in their order: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions)
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)
@@ -117,7 +118,7 @@ def apply(
     if kind in ('started', 'finished', 'failed'): trials[key] = _next(old, kind, fields)
     elif kind == 'interrupted': old.attempts, old.spent = old.attempts - 1, old.spent + fields['spent']
     elif kind == 'closed': old.closed = {k: v for k, v in fields.items() if k not in KEY}
-    else: old.retrained.append({k: v for k, v in fields.items() if k not in KEY})
+    else: insort(old.retrained, {k: v for k, v in fields.items() if k not in KEY}, key=lambda r: (r['epoch'], r['fresh_seed']))
 
 def _next(old, kind, fields):
     "A trial after its start or its end; what was burnt before still counts."
@@ -268,7 +269,7 @@ class TrialLog:
         join:bool=False, # beside other processes
     ):
         self.path, self.join, self.locks = Path(path), join, Path(path).parent/'locks'
-        self.contents, self.identity, self.size = read_log(self.path), None, 0
+        self.contents, self.identity, self.size = Contents(), None, 0
 
     @property
     def trials(self): return self.contents.trials
@@ -288,8 +289,12 @@ class TrialLog:
                 raise RuntimeError(f"The study of {self.path} is under way in {' and '.join(f'process {pid} on {host}' for pid, host in others)}: wait for it, stop it, or work with it (--join).")
             self._clear()
             self.presence.acquire(timeout=1)
-            self.reserve.write_bytes(bytes(RESERVE))
-            self.refresh()
+            try:
+                self.reserve.write_bytes(bytes(RESERVE))
+                self.refresh()
+            except BaseException:
+                self.__exit__()
+                raise
 
     def _clear(self):
         "Remove what dead processes left."
