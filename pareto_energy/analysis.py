@@ -118,7 +118,7 @@ def retrained_points(
             if good.empty: continue
             rows.append(dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=epoch, configuration=json.dumps(t.configuration), searched=describe_configuration(t.configuration, varied[t.dataset, t.family]), parameters=t.run['parameters'],
                 first_utility=t.run['utility'][epoch - 1], first_joules=t.run['joules'][epoch - 1], utility=good.utility.mean(), test=good.test.mean(), test_ci=half_width_of(good.test),
-                joules=good.joules.mean(), joules_ci=half_width_of(good.joules), inference=good.inference.mean(), inference_ci=half_width_of(good.inference), seeds=len(good), failed=len(runs) - len(good)))
+                joules=good.joules.mean(), joules_ci=half_width_of(good.joules), inference=good.inference.mean(), inference_ci=math.nan if good.inference.isna().any() else half_width_of(good.inference), seeds=len(good), failed=len(runs) - len(good)))
     if not rows: raise ValueError(no_front(trials))
     return pd.DataFrame(rows)
 
@@ -311,6 +311,7 @@ def break_even_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "Whether a dearer training can be paid back by cheaper answers."
+    if table.inference.isna().all(): return f'On {name} inference was not read.'
     pairs = break_evens(table)
     if pairs.empty: return f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper one: no number of predictions pays it back.'
     one = lambda r: f'the {r.asked} has paid its dearer training back against the {r.trained} after {rounded(r.predictions)} ± {rounded(r.half_width)} predictions'

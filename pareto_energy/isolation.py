@@ -119,8 +119,9 @@ class Child(Place):
         seconds:float|None=None, # bound of a piece of work
         memory:float|None=None, # gigabytes, bound of a piece of work
         meter=None, # of the parent; reads what work that died has taken
+        unbound=(), # functions whose work has no bound
     ):
-        self.prepare, self.seconds, self.memory, self.meter, self.pool = prepare, seconds, memory, meter, None
+        self.prepare, self.seconds, self.memory, self.meter, self.unbound, self.pool = prepare, seconds, memory, meter, unbound, None
         self.report = Path(tempfile.mkdtemp(prefix='pareto_energy-'))/'report.txt'
 
     def ready(self):
@@ -135,7 +136,8 @@ class Child(Place):
         from loky.process_executor import TerminatedWorkerError
         self.ready()
         if self.meter: self.meter.begin()
-        future = self.pool.submit(_in_child, str(self.report), self.seconds, self.memory, work, *args)
+        bounds = (None, None) if work in self.unbound else (self.seconds, self.memory)
+        future = self.pool.submit(_in_child, str(self.report), *bounds, work, *args)
         try:
             if not isinstance(future.exception(), TerminatedWorkerError): return future
         except KeyboardInterrupt as e:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'TRAINING', 'DROPOUT', 'SPACES', 'MEANINGLESS', 'PLAIN', 'DEFAULTS', 'Float', 'Int', 'Choice', 'Ordered',
-           'Space', 'from_unit', 'sobol', 'with_ranges', 'describe', 'family_space']
+           'Space', 'from_unit', 'sobol', 'with_ranges', 'as_parameter', 'as_space', 'describe', 'family_space']
 
 # %% ../nbs/02_space.ipynb #c03
 import math
@@ -148,6 +148,32 @@ def _one_value(name, p, value):
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or (isinstance(p, Int) and value != int(value)): raise ValueError(f"{name} can be fixed at a {'whole ' if isinstance(p, Int) else ''}number, or take a range [low, high], not {value!r}.")
     return value
+
+# %% ../nbs/02_space.ipynb #w01
+def as_parameter(
+    values, # a parameter, (low, high), (low, high, 'log') or a list
+    name:str, # as it should read in the error
+): # a Float, Int, Ordered or Choice
+    "A parameter in short."
+    if isinstance(values, (Float, Choice, Ordered)): return values
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    try:
+        if isinstance(values, list): return (Ordered if all(map(number, values)) and values == sorted(set(values)) else Choice)(values)
+        low, high, *log = values
+        if log not in ([], ['log']): raise ValueError(f"{tuple(values)} has more than two ends: write (low, high), or (low, high, 'log').")
+        return (Int if isinstance(low, int) and isinstance(high, int) else Float)(low, high, log=bool(log))
+    except ValueError as e: raise ValueError(f'{name}: {e}') from e
+
+def as_space(
+    parameters:dict, # name -> as in `as_parameter`, or one value
+) -> Space:
+    "A space in short."
+    if isinstance(parameters, Space): return parameters
+    if not isinstance(parameters, dict): raise ValueError(f"A space is a dict of parameters, as in dict(lr=(1e-4, 1e-1, 'log')), not {parameters!r}.")
+    varied = lambda v: isinstance(v, (list, tuple, Float, Choice, Ordered))
+    space = Space({k: as_parameter(v, k) for k, v in parameters.items() if varied(v)}, {k: v for k, v in parameters.items() if not varied(v)})
+    if not space: raise ValueError('Every parameter is fixed, so there is nothing to search: give at least one of them a range.')
+    return space
 
 # %% ../nbs/02_space.ipynb #c19
 def describe(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BATCH', 'SIZES', 'EPOCHS', 'PICTURED', 'ZOO', 'tensors', 'precision_of', 'train_epoch', 'optimiser_for', 'set_rate',
            'scores_of', 'step_flops', 'Run', 'TrainingFailed', 'seeded', 'fresh', 'one_run', 'boosted_run',
-           'staged_scores', 'whole_runs', 'is_precise', 'read_inference', 'train', 'zoo_run', 'peer', 'sweep_zoo',
-           'rank_agreement']
+           'staged_scores', 'whole_runs', 'is_precise', 'read_inference', 'asking', 'Repeats', 'result', 'train',
+           'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
 
 # %% ../nbs/04_training.ipynb #c03
 import math, time, warnings
@@ -111,7 +111,7 @@ class Run:
     seconds: float # wall-clock seconds of one repeat
     cpu_seconds: float # CPU-seconds of one repeat
     ram_joules: float # of one repeat, apart from the objective
-    parameters: int # trainable parameters
+    parameters: int|None # trainable parameters; None where they are not known
     flops: float|None # floating-point operations of all epochs, forwards and backwards; None where torch doesn't do them
     repeats: int
     sources: dict # source of each component of the joules
@@ -243,15 +243,15 @@ def is_precise(
     return repeats == 1 or one.se <= precision*one.joules
 
 # %% ../nbs/04_training.ipynb #c16c
-def _runner(family, configuration, data, seed, threads, device, judge):
-    "One run of a family, as a function of the window, the number of epochs, whether to evaluate, the deadline, and whether to go on."
+def _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on):
+    "One run of a family, as a function of the window, the number of epochs, and whether to evaluate."
     targets = data.parts['validation'][1]
     if family == 'gbdt':
-        return lambda window, epochs, evaluate, deadline, go_on: boosted_run(window, configuration, data, epochs, seed, threads, (lambda scores: judge(scores, targets)) if evaluate else None)
+        return lambda window, epochs, evaluate: boosted_run(window, configuration, data, epochs, seed, threads, (lambda scores: judge(scores, targets)) if evaluate else None)
     features, _ = tensors(data, 'validation', device)
     precision = precision_of(configuration, device)
-    return lambda window, epochs, evaluate, deadline, go_on: one_run(window, family, configuration, data, epochs, seed, device,
-        (lambda model: judge(scores_of(model, features, precision), targets)) if evaluate else None, deadline, go_on if evaluate else None)
+    return lambda window, epochs, evaluate: one_run(window, family, configuration, data, epochs, seed, device,
+        (lambda model: judge(scores_of(model, features, precision), targets)) if evaluate else None, deadline, go_on(window) if go_on and evaluate else None)
 
 def _test(family, configuration, model, data, device, judge):
     "Utility on the test part."
@@ -289,8 +289,12 @@ def read_inference(
     return dict(joules=reading.joules, se=reading.se, spent=reading.joules*BATCH/1000*reading.repeats)
 
 # %% ../nbs/04_training.ipynb #j01
-def _asking(window, go_on, judging):
-    "Ask whether to go on, with the joules so far, and add what the asking costs to `judging`."
+def asking(
+    window, # of a meter
+    go_on, # function of the utilities and joules so far
+    judging:list, # joules of asking, to which these are added
+): # function of the utilities so far
+    "Ask whether to go on, with the joules so far."
     def ask(values):
         window.read()
         answer = go_on(values, np.cumsum([r.joules for r in window.laps]).tolist())
@@ -299,6 +303,57 @@ def _asking(window, go_on, judging):
         judging.append(window.laps.pop().joules)
         return answer
     return ask
+
+# %% ../nbs/04_training.ipynb #r01
+class Repeats:
+    "A run, again and again, and what it has left behind so far."
+    def __init__(self,
+        epochs:int, # of a run
+        one_lap:bool=False, # is a run read as a whole?
+    ):
+        self.values, self.passes, self.laps, self.judging, self.epoch = [], 0, [], [], None
+        self.one_lap, self.length, self.before = one_lap, 1 if one_lap else epochs, surroundings()
+
+    def until_precise(self,
+        window, # of a meter
+        run, # function of the window, the number of epochs, and whether to evaluate: the model, and the utility after each epoch
+        epochs:int,
+        repeats:int, # at least
+        precision:float, # relative standard error that is asked for
+        cap:float, # seconds, after which no further repeat is started
+    ): # the last model
+        "Run until the joules have settled."
+        window.skip()
+        start = time.perf_counter()
+        while self.passes < repeats or not is_precise(whole_runs(self.laps, self.length), repeats, precision) and time.perf_counter() - start < cap:
+            model, said = run(window, len(self.values) or epochs, not self.values)
+            self.values, self.passes = self.values or said, self.passes + 1
+            if not self.one_lap: self.length = len(self.values)
+        return model
+
+    @contextmanager
+    def failing(self):
+        "Turn an exception into a failed training."
+        try: yield
+        except MeterError: raise
+        except Exception as e:
+            epoch = self.epoch or (len(self.laps) - 1) % self.length + 1
+            raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {e}', total(self.laps).joules + math.fsum(self.judging)) from e
+
+# %% ../nbs/04_training.ipynb #r02
+def result(
+    r:Repeats,
+    test:float|None=None, # utility on the test part
+    parameters:int|None=None, # trainable ones
+    flops:float|None=None, # of an epoch
+    inference:dict=None, # as in `Run`
+) -> Run:
+    "What the repeats tell together."
+    epochs = len(r.values)
+    laps = [scaled(lap, 1/epochs) for lap in r.laps for _ in range(epochs)] if r.one_lap else r.laps
+    joules, se = _trajectory(laps, epochs)
+    one, whole = mean(whole_runs(laps, epochs)), total(laps)
+    return Run(r.values, test, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters, flops and flops*epochs, r.passes, whole.sources, inference or {}, math.fsum(r.judging), disturbance(r.before, surroundings()))
 
 # %% ../nbs/04_training.ipynb #c17
 def train(
@@ -323,28 +378,15 @@ def train(
     threads = configuration.get('threads', threads)
     torch.set_num_threads(threads)
     data, judge = reduced(data, configuration.get('shrink', 1), configuration.get('fraction', 1.)), utility_of(data, utility)
-    run = _runner(family, configuration, data, seed, threads, device, judge)
-    values, passes, laps_of_a_run, before, judging = [], 0, epochs, surroundings(), []
-    try:
+    r = Repeats(epochs, family == 'gbdt')
+    run = _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on and (lambda window: asking(window, go_on, r.judging)))
+    with r.failing():
         with meter.window() as window:
-            operations = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
-            window.skip()
-            start = time.perf_counter()
-            while passes < repeats or not is_precise(whole_runs(window.laps, laps_of_a_run), repeats, precision) and time.perf_counter() - start < cap:
-                model, said = run(window, len(values) or epochs, not values, deadline, go_on and _asking(window, go_on, judging))
-                values, passes = values or said, passes + 1
-                laps_of_a_run = 1 if family == 'gbdt' else len(values)
-        asking = read_inference(family, configuration, model, data, meter, threads, device) if asked else {}
-    except MeterError: raise
-    except Exception as e:
-        done = len(window.laps) - 1
-        raise TrainingFailed(f'{type(e).__name__} in epoch {done % laps_of_a_run + 1}: {e}', total(window.laps).joules + math.fsum(judging)) from e
-    epochs, laps = len(values), window.laps
-    if family == 'gbdt': laps = [scaled(lap, 1/epochs) for lap in laps for _ in range(epochs)]
-    tested = _test(family, configuration, model, data, device, judge) if test else None
-    joules, se = _trajectory(laps, epochs)
-    one, whole = mean(whole_runs(laps, epochs)), total(laps)
-    return Run(values, tested, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters(model), operations and operations*epochs, passes, whole.sources, asking, math.fsum(judging), disturbance(before, surroundings()))
+            r.laps = window.laps
+            flops = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
+            model = r.until_precise(window, run, epochs, repeats, precision, cap)
+        inference = read_inference(family, configuration, model, data, meter, threads, device) if asked else {}
+    return result(r, _test(family, configuration, model, data, device, judge) if test else None, parameters(model), flops, inference)
 
 # %% ../nbs/04_training.ipynb #z01
 SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 256)), cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),

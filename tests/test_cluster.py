@@ -36,11 +36,11 @@ def test_a_cluster_finds_what_one_machine_finds_although_a_worker_is_killed(home
 
 
 def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypatch):
-    def deadly(family, configuration, data, epochs, seed, *args, **kwargs):
+    def deadly(name, family, configuration, epochs, seed, *args, **kwargs):
         import os
-        from pareto_energy.training import train
-        return os._exit(1) if seed == 0 else train(family, configuration, data, epochs, seed, *args, **kwargs)
-    monkeypatch.setattr('pareto_energy.study.train', deadly)
+        from pareto_energy.work import train_family
+        return os._exit(1) if seed == 0 else train_family(name, family, configuration, epochs, seed, *args, **kwargs)
+    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(deadly))
     study = Study('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
     first, second = run_study(study, client=client)
     assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pareto_energy.energy import MeterError, SimulatedMeter
 from pareto_energy.study import Study, run_study
-from pareto_energy.training import train
 from pareto_energy.trials import CHECK, KEY, SCHEMA, TrialLog, read_log, read_trials, seal, unseal
+from pareto_energy.work import train_family
 
 ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, initial=1)
 CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine='simulated')
@@ -34,16 +34,16 @@ def divide(): return 1/0
 FAULTS = (divide, hang, leave, segfault, fill)
 
 
-def faulty(family, configuration, data, epochs, seed, *args, **kwargs):
+def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
     "Each seed its own fault; the last one and fresh ones train."
     from pareto_energy.training import TrainingFailed
-    if seed >= len(FAULTS): return train(family, configuration, data, epochs, seed, *args, **kwargs)
+    if seed >= len(FAULTS): return train_family(name, family, configuration, epochs, seed, *args, **kwargs)
     try: FAULTS[seed]()
     except Exception as e: raise TrainingFailed(f'{type(e).__name__}: {e}', 1.) from e
 
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
-    monkeypatch.setattr('pareto_energy.study.train', faulty)
+    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(faulty))
     trials = run_study(Study('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'] and all(t.attempts == 1 for t in trials)
     for t, said in zip(trials, ('ZeroDivisionError', 'took longer than 2 s and was stopped in hang', 'EXIT(3)', 'SIGSEGV', 'MemoryError')): assert said in t.reason

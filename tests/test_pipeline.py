@@ -24,7 +24,7 @@ def test_the_book_runs_and_resumes(tmp_path):
     printed = [f'table-{t}.{s}' for t in ('front', 'allowances', 'comparison', 'indicators') for s in ('tex', 'csv', 'md')]
     assert sorted(p.name for p in figures.iterdir()) == sorted([*drawn, *printed, 'explorer.html'])
     assert 'digits: test part' in out and 'diabetes: test part' in out and 'R² (%)' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
-    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 21
+    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 16
     assert 'simulated' in (figures/'front.svg').read_text()
     log = (data/'trials.jsonl').read_bytes()
     alone = ('papermill', 'nbs/08_study.ipynb', tmp_path/'out.ipynb', '-f', 'nbs/studies/smoke.yaml', '--no-progress-bar')
