@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test lab bench zoo publish readme notebooks check licences audit install
+.PHONY: study test lab bench zoo publish readme notebooks docs check licences audit install
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -52,6 +52,13 @@ notebooks: install
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 
+# the book as a site, in _docs/html; a link that leads nowhere is an error
+docs: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/prepare.py _docs/source
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs _docs/source _docs/html
+	@echo 'The site is in _docs/html: open index.html, or serve it with python -m http.server -d _docs/html.'
+
 # what is committed is what the notebooks make
 check: install
 	$(BIN)/nbdev_clean
@@ -61,7 +68,7 @@ check: install
 
 # the licence of every pinned package, as LICENCES.md
 licences: install
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench,audit]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench,docs,audit]'
 	(printf '# Licences of the dependencies\n\nThe packages of constraints.txt, and what their own metadata say of their licence. `make licences` writes this page.\n\n'; \
 		$(BIN)/pip-licenses --from=mixed --format=markdown --with-system --python $(BIN)/python --packages $$(sed -n 's/==.*//p' constraints.txt) \
 		| grep '^|[ -][^ ]' | sed 's/Copyright (c) 2017 The Python Packaging Authority (PyPA)/MIT, as a text of its own/; s/  */ /g; /^|[-|]*$$/s/--*/---/g') > LICENCES.md

@@ -11,7 +11,7 @@ import json, math, sys, time
 from contextlib import contextmanager
 from functools import partial
 import altair as alt, pandas as pd
-from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, readable, retrained_points
+from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, outlook, outlook_sentence, readable, retrained_points
 from .conventions import lookup, study_folder, study_path, use_theme, write_text
 from .energy import METERS
 from .export import from_distributions
@@ -20,7 +20,7 @@ from .loops import check_loop, train_loop
 from .mobo import Search
 from .pareto import front, hypervolume, points
 from .space import as_space, describe
-from .study import Study as StudyOfFamilies, run_study, spent
+from .study import Study as StudyOfFamilies, run_study, spent, trials_left
 from .trajectory import STRATEGIES
 from .trials import read_trials
 
@@ -66,7 +66,7 @@ class Results:
     @property
     def conclusions(self): # sentences
         about = [sentence(name, rows) for name, rows in self.front.groupby('dataset', sort=False) for sentence in (conclusion, allowance_sentence, break_even_sentence)]
-        return [*about, energy_and_time(self.trials_so_far)]
+        return [*about, outlook_sentence(outlook(self.trials_so_far)), energy_and_time(self.trials_so_far)]
 
     @property
     def chart(self):
@@ -89,7 +89,8 @@ def standing_sentence(
     "How far a study is."
     ended, covered = [t for t in trials if t.status != 'started'], 0.
     for name, reference in study.references.items(): covered += hypervolume(front(points([t for t in ended if t.dataset == name])), reference)
-    return f'{len(ended)} of {len(study.searches)*study.trials} trials, {spent(trials):.3g} J, hypervolume {covered:.3f}.'
+    left = trials_left(study, {t.key: t for t in trials})
+    return f'{len(ended)} of {len(ended) + len(left)} trials, {spent(trials):.3g} J, hypervolume {covered:.3f}.'
 
 def picture(
     study, # a `Study`
