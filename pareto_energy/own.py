@@ -79,7 +79,7 @@ class Results:
         from IPython.display import Markdown, display
         trials = self.trials_so_far
         if not any(t.retrained for t in trials): return display(Markdown(standing_sentence(self, trials)))
-        display(self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions)))
+        with pd.option_context('display.max_colwidth', None): display(self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions)))
 
 # %% ../nbs/15_own.ipynb #v01
 def standing_sentence(
