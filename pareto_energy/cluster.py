@@ -6,6 +6,7 @@
 __all__ = ['Cluster']
 
 # %% ../nbs/05_cluster.ipynb #c03
+import math, time
 from concurrent.futures import Future
 from .isolation import Died, Place
 
@@ -15,13 +16,16 @@ class Cluster(Place):
     def __init__(self,
         client, # a `distributed.Client`
     ):
-        self.client, self.executor = client, client.get_executor(resources=dict(meter=1), pure=False)
+        self.client, self.executor, self.asked = client, client.get_executor(resources=dict(meter=1), pure=False), -math.inf
         client.run_on_scheduler(_fail_after_two)
         if not self.slots: raise RuntimeError("No worker of the cluster offers a meter: start one on each machine with --nthreads 1 --resources 'meter=1'.")
 
     @property
-    def slots(self): # workers now
-        return sum(w['resources'].get('meter', 0) >= 1 for w in self.client.scheduler_info(n_workers=-1)['workers'].values())
+    def slots(self): # workers, asked for once a second
+        if time.monotonic() - self.asked > 1:
+            self.asked, workers = time.monotonic(), self.client.scheduler_info(n_workers=-1)['workers'].values()
+            self.workers = sum(w['resources'].get('meter', 0) >= 1 for w in workers)
+        return self.workers
 
     def submit(self, work, *args) -> Future:
         "Have it done by a worker."

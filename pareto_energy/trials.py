@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
-from .conventions import study_folder, write_text
+from .conventions import study_path, write_text
 
 # %% ../nbs/05_trials.ipynb #c06
 ATTEMPTS = 5
@@ -199,7 +199,8 @@ def read_study(
     study:str,
 ) -> tuple: # trials, reference points, parameters
     "A study's log, its reference points and its parameters."
-    folder = study_folder(study)
+    folder = study_path(study)
+    if not (folder/'trials.jsonl').exists(): raise FileNotFoundError(f'No study in {folder}: run it first, or name the place where it is in PARETO_ENERGY_HOME.')
     read = lambda name: json.loads((folder/name).read_text(encoding='utf-8'))
     return list(read_trials(folder/'trials.jsonl').values()), read('reference.json'), read('study.json')
 
