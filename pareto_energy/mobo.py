@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np, torch
 from botorch.acquisition.multi_objective import logei, qLogNoisyExpectedHypervolumeImprovement
 from botorch.acquisition.multi_objective.parego import qLogNParEGO
-from botorch.exceptions.errors import ModelFittingError
+from botorch.exceptions.errors import InputDataError, ModelFittingError
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import ModelListGP, SingleTaskGP
 from botorch.models.transforms import Standardize
@@ -47,6 +47,7 @@ class Suggestion:
     source: str # a name in `STRATEGIES`, or 'sobol: <why the surrogate was not used>'
     epochs: int|None = None # length of the run; None: the longest
     expected: dict|None = None # what the best next run would bring: share of the hypervolume, and share of the joules so far that it would cost
+    ahead: tuple = () # further runs of the same plan: configuration, epochs, expected
 
 def random(search:Search, trials:list, seed:int) -> Suggestion:
     "An independent draw."
@@ -99,8 +100,9 @@ def energy_noise(
     trials:list, # finished ones
 ) -> np.ndarray|None: # (n,) variance of log10 J; None where nothing was read twice
     "Noise of the energy, pooled over trials."
-    n = np.array([t.run['repeats'] for t in trials])
-    relative = np.array([(t.run['se'][-1] or 0.)/t.run['joules'][-1] for t in trials])
+    se = np.array([t.run['se'][-1] for t in trials], float)
+    n = np.where(np.isfinite(se), [t.run['repeats'] for t in trials], 1)
+    relative = np.nan_to_num(se)/[t.run['joules'][-1] for t in trials]
     if (n < 2).all(): return None
     pooled = ((n - 1)*n*relative**2).sum()/(n - 1).sum()
     return np.maximum(pooled/n/math.log(10)**2, 1e-6)
@@ -165,7 +167,7 @@ def maximise(
     return candidate[0]
 
 # %% ../nbs/07_mobo.ipynb #c16
-UNFIT = (ModelFittingError, NotPSDError)
+UNFIT = (InputDataError, ModelFittingError, NotPSDError)
 
 @contextmanager
 def fitting(seed:int):

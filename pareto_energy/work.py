@@ -51,7 +51,7 @@ def ask(
     with protocol.metered.window() as window:
         suggestion = Suggestion(search.given[len(earlier)], 'given') if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
         window.lap()
-    plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k)) is not None}
+    plan = {k: v for k in ('epochs', 'expected', 'ahead') if (v := getattr(suggestion, k))}
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
 
 # %% ../nbs/07_work.ipynb #w01
@@ -62,9 +62,10 @@ def looks(
 ): # function of utilities and joules so far, or None
     "Whether the strategy still thinks a run under way worth its energy."
     if 'expected' not in trial.origin: return None
+    thought = max(t.origin.get('joules', 0.) for t in [*earlier, trial])
     def look(utility, joules):
         rest = joules[-1]/len(joules)*(trial.origin['epochs'] - len(joules))
-        return rest <= trial.origin['joules'] or go_on(search, earlier, replace(trial, run=dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1)), trial.seed)
+        return rest <= thought or go_on(search, earlier, replace(trial, run=dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1)), trial.seed)
     return look
 
 # %% ../nbs/07_work.ipynb #t01b

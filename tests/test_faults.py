@@ -262,6 +262,7 @@ def degenerate():
     yield 'twelve decades', list(rng.uniform(size=8)), list(spread(8))
     yield 'all failed', [None]*8, [1.]*8
     yield 'the same configuration', [.1, .2, .3, .4, .5, .6], [1.]*6
+    yield 'noise that is no number', list(rng.uniform(size=8)), list(rng.uniform(1, 2, size=8))
 
 
 @pytest.mark.parametrize('strategy', ['trajectory', 'qlognehvi', 'qlogparego', 'nsga2'])
@@ -273,7 +274,8 @@ def test_degenerate_logs_never_kill_a_study(strategy, name, utility, joules):
     from pareto_energy.trials import Trial
     space = Space(lr=Float(1e-4, 1e-1, log=True), optimiser=Choice(['adam', 'sgd']))
     configurations = sobol(space, 8) if name != 'the same configuration' else sobol(space, 1)*8
-    trials = [Trial('digits', 'mlp', strategy, 0, n, c, dict(source='sobol'), 'simulated', 'simulated', 'failed' if u is None else 'finished', {} if u is None else dict(utility=[u/2, u], joules=[j/2, j], se=[None, None], repeats=1), spent=j)
+    noise = dict(se=[math.nan]*2, repeats=2) if name == 'noise that is no number' else dict(se=[None]*2, repeats=1)
+    trials = [Trial('digits', 'mlp', strategy, 0, n, c, dict(source='sobol'), 'simulated', 'simulated', 'failed' if u is None else 'finished', {} if u is None else dict(utility=[u/2, u], joules=[j/2, j], **noise), spent=j)
               for n, (c, u, j) in enumerate(zip(configurations, utility, joules))]
     suggestion = STRATEGIES[strategy](Search(space, 1, 2, dict(utility=0., joules=1e7)), trials, 0)
     assert set(suggestion.configuration) == {'lr', 'optimiser'} and suggestion.source.split(':')[0] in (strategy, 'sobol')
