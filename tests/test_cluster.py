@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 from pareto_energy.study import Study, run_study
 from pareto_energy.trials import read_log, read_trials
@@ -66,3 +67,17 @@ def test_a_cluster_without_a_meter_is_refused(home):
     from pareto_energy.cluster import Cluster
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         with pytest.raises(RuntimeError, match='No worker of the cluster offers a meter'): Cluster(client)
+
+
+def test_the_command_line_trains_on_a_cluster(home, smoke, client):
+    from pareto_energy.cli import train_on_cluster
+    study = Study('commanded', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
+    train_on_cluster(study, client.scheduler.address)
+    trials = read_trials(study.log_path)
+    assert len(trials) == 4 and all(t.status == 'finished' for t in trials.values()) and any(t.retrained for t in trials.values())
+
+
+def test_a_scheduler_that_is_not_there_is_named(home):
+    from pareto_energy.cli import app
+    answer = CliRunner().invoke(app, ['run', 'smoke', '--cluster', 'tcp://127.0.0.1:9'])
+    assert answer.exit_code == 1 and answer.stderr.startswith('Error: ') and 'tcp://127.0.0.1:9' in answer.stderr and 'Traceback' not in answer.output
