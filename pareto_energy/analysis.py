@@ -79,7 +79,9 @@ def energy_and_time(
     "Correlation of energy with time, and a warning where the two are one."
     runs = [t.run for t in trials if t.status == 'finished']
     if len(runs) < 3: return 'Fewer than three trials finished: no correlation of energy with time.'
-    r = np.corrcoef(np.log([run['joules'][-1] for run in runs]), np.log([run['seconds'] for run in runs]))[0, 1]
+    energy, time = ([run['joules'][-1] for run in runs], [run['seconds'] for run in runs])
+    if len(set(energy)) == 1 or len(set(time)) == 1: return 'Energy or time is the same in all trials: no correlation of energy with time.'
+    r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
     verdict = 'here energy is nothing but time, and the front is one of utility and time' if r > STOPWATCH else 'energy is more than time'
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
 

@@ -11,7 +11,7 @@ import json, math, sys, time
 from contextlib import contextmanager
 from functools import partial
 import altair as alt, pandas as pd
-from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, outlook, outlook_sentence, readable, retrained_points
+from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, no_front, outlook, outlook_sentence, readable, retrained_points
 from .conventions import lookup, study_folder, study_path, use_theme, write_text
 from .energy import METERS
 from .export import from_distributions
@@ -20,7 +20,7 @@ from .loops import check_loop, train_loop
 from .mobo import Search
 from .pareto import front, hypervolume, points
 from .space import as_space, describe
-from .study import Study as StudyOfFamilies, run_study, spent, trials_left
+from .study import Study as StudyOfFamilies, is_complete, run_study, spent, trials_left
 from .trajectory import STRATEGIES
 from .trials import read_trials
 
@@ -73,12 +73,17 @@ class Results:
         use_theme()
         return front_chart(family_fronts(self.trials_so_far, self.references), self.front, self.label)
 
-    def __str__(self): return '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
+    @property
+    def missing(self): # why there is no front to report; empty where there is one
+        trials = self.trials_so_far
+        if any(t.retrained for t in trials): return ''
+        return no_front(trials) if trials and is_complete(self, {t.key: t for t in trials}) else f'{standing_sentence(self, trials)} The front is reported when all of them are done.'
+
+    def __str__(self): return self.missing or '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
 
     def _ipython_display_(self):
         from IPython.display import Markdown, display
-        trials = self.trials_so_far
-        if not any(t.retrained for t in trials): return display(Markdown(standing_sentence(self, trials)))
+        if self.missing: return display(Markdown(self.missing))
         with pd.option_context('display.max_colwidth', None): display(self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions)))
 
 # %% ../nbs/15_own.ipynb #v01
@@ -189,7 +194,7 @@ class Study(Results, StudyOfFamilies):
         self.metric, self.given = metric, check_given(given, self.own_spaces)
         unknown = [name for name in more if name not in StudyOfFamilies.__dataclass_fields__ or name in ('datasets', 'families', 'ranges', 'utility')]
         if unknown: raise ValueError(f"A study of your own has no parameter {', '.join(unknown)}.")
-        super().__init__(study, [study.split('/')[-1]], list(self.loops), list(strategies), list(seeds), trials, initial, epochs, repeats=repeats, front_points=front_points, fresh_seeds=fresh_seeds,
+        super().__init__(study, [study.split('/')[-1]], list(self.loops), strategies, seeds, trials, initial, epochs, repeats=repeats, front_points=front_points, fresh_seeds=fresh_seeds,
             ranges={name: {row['parameter']: row['range'] for row in describe(s)} for name, s in self.own_spaces.items()}, reference_joules=reference_joules, reference_utility=reference_utility, deadline=deadline, **more)
 
     optional = (*StudyOfFamilies.optional, 'reference_joules')
@@ -200,7 +205,7 @@ class Study(Results, StudyOfFamilies):
         "Check the names."
         study_path(self.study)
         lookup(self.meter, METERS, 'meter')
-        if not self.strategies: raise ValueError('strategies must be a list with at least one strategy.')
+        if not isinstance(self.strategies, (list, tuple)) or not self.strategies: raise ValueError(f'strategies must be a list with at least one strategy, not {self.strategies!r}.')
         for name in self.strategies: lookup(name, STRATEGIES, 'strategy')
         self.spaces = {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
