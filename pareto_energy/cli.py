@@ -290,7 +290,7 @@ def run(
         train(checked, 'beside other processes', join=True) if join else run_chapters(checked, parameters, known)
     if join: return typer.echo(f'The trials of {checked.study} are done.')
     print_front(checked.study)
-    typer.echo('Figures:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir())))
+    typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir()) if p.suffix in ('.pdf', '.html')))
     typer.echo(f"Notebooks: {study_path(checked.study, 'runs')}")
 
 # %% ../nbs/20_cli.ipynb #c23

@@ -6,7 +6,7 @@
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'EXHAUSTIVE', 'STEP', 'AHEAD', 'NEAR', 'trajectory', 'STRATEGIES', 'GENTLE', 'JUDGED_FROM',
            'checkpoints', 'bounded', 'log_epoch', 'learning_data', 'Draws', 'draw', 'trajectory_improvement',
            'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol',
-           'how_many', 'candidates', 'plan_ahead', 'plan_run', 'go_on']
+           'how_many', 'since_thought', 'candidates', 'plan_ahead', 'plan_run', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -249,11 +249,17 @@ AHEAD, NEAR = 4, .1 # runs that one thought plans, at most; spread of the points
 
 def how_many(
     trials:list, # of a search
-) -> int:
+) -> int|None: # None where it has not thought yet
     "How many runs cost as much as a thought?"
     thoughts = [t.origin['joules'] for t in trials if t.origin.get('source') == 'trajectory' and 'joules' in t.origin]
     runs = [t.spent for t in trials if t.status == 'finished']
-    return int(np.clip(round(np.mean(thoughts)/np.mean(runs)), 1, AHEAD)) if thoughts and runs else 1
+    return int(np.clip(round(np.mean(thoughts)/np.mean(runs)), 1, AHEAD)) if thoughts and runs else None
+
+def since_thought(
+    trials:list, # of a search
+) -> int:
+    "Runs that came from its last thought."
+    return next((n for n, t in enumerate(reversed(trials), 1) if t.origin.get('source') == 'trajectory'), 0)
 
 def candidates(
     acquisition:ImprovementPerJoule,
@@ -298,11 +304,12 @@ def plan_ahead(
 # %% ../nbs/07_trajectory.ipynb #a03
 def plan_run(search:Search, trials:list, seed:int) -> Suggestion:
     "The run, a configuration and a number of epochs, with the best prospect per joule."
-    planned = trials[-1].origin.get('ahead') if trials[-1].status != 'failed' else None
+    last, n = trials[-1], how_many(trials)
+    planned = last.origin.get('ahead') if last.status != 'failed' and n and since_thought(trials) < n else None
     if planned: return Suggestion(source='trajectory: planned with the run before', **planned[0], ahead=tuple(planned[1:]))
     acquisition = _acquisition(search, trials)
     point, epochs = best_run(acquisition)
-    ahead = plan_ahead(acquisition, point, epochs, how_many(trials) - 1, seed*100_003 + len(trials))
+    ahead = plan_ahead(acquisition, point, epochs, (n or AHEAD) - 1, seed*100_003 + len(trials))
     return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs, prospect(acquisition, point), ahead)
 
 trajectory = learned(plan_run, short_sobol)
