@@ -13,7 +13,7 @@ from functools import partial
 from types import GeneratorType
 import numpy as np, torch
 from .energy import Meter
-from .training import Repeats, Run, asking, result, seeded
+from .training import Repeats, Run, ask_model, asking, result, seeded
 
 # %% ../nbs/04_loops.ipynb #l06
 OFFERED = ('report', 'seed', 'epochs')
@@ -55,7 +55,7 @@ class Report:
         go_on=None, # function of the utilities so far
     ):
         self.window, self.epochs, self.evaluate, self.test, self.deadline, self.go_on = window, epochs, evaluate, test, deadline, go_on
-        self.epoch, self.values, self.tested, self.judging, self.start = 0, [], None, False, time.perf_counter()
+        self.epoch, self.values, self.tested, self.predict, self.judging, self.start = 0, [], None, None, False, time.perf_counter()
 
     def trained(self):
         "Say that an epoch is over, and that what follows judges it."
@@ -65,12 +65,14 @@ class Report:
     def __call__(self,
         utility, # on the validation part: a number, or a function that gives it
         test=None, # the same for the test part
+        predict=None, # (function that answers a batch, examples in it)
     ):
         "Say how good the model is."
         self.trained()
         self.epoch += 1
         if self.evaluate: self.values.append(as_number(utility))
         if self.test and test is not None and self.epoch == self.epochs: self.tested = as_number(test, 'test utility')
+        self.predict = predict
         self.window.skip()
         self.judging = False
         late = self.evaluate and time.perf_counter() - self.start > self.deadline
@@ -107,7 +109,7 @@ def run_loop(
     if not report.epoch: raise ValueError('no utility was given: yield it after each epoch, call report with it, or return it')
 
 def tell(said, report):
-    "Report a utility, or a pair of it and the test part's."
+    "Report a utility, or a tuple of it, the test part's, and how to predict."
     report(*said) if isinstance(said, tuple) else report(said)
 
 def exhaust(generator, report):
@@ -139,7 +141,8 @@ def train_loop(
     threads:int=1, # of the CPU
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
     go_on=None, # function of the utilities and joules so far: is the next epoch worth it?
-    **_, # what only the families know: device, utility, asked
+    asked:bool=False, # read the energy of inference, where the loop says how to predict
+    **_, # what only the families know: device, utility
 ) -> Run:
     "Train by a loop of your own, and keep its whole trajectory."
     from threadpoolctl import threadpool_limits
@@ -152,7 +155,7 @@ def train_loop(
             r.epoch = report.epoch + (not report.judging)
             raise
         if r.values and report.epoch != len(r.values): raise ValueError(f'the run ended after {report.epoch} epochs, and after {len(r.values)} before: the same seed must give the same run')
-        return report.tested, report.values
+        return report, report.values
     with r.failing(), threadpool_limits(threads):
         if is_new(train):
             with meter.window() as window:
@@ -160,8 +163,9 @@ def train_loop(
                 run_loop(train, configuration, seed, Report(window, 1, evaluate=False))
         with meter.window() as window:
             r.laps = window.laps
-            tested = r.until_precise(window, run, epochs, repeats, precision, cap)
-    return result(r, tested)
+            report = r.until_precise(window, run, epochs, repeats, precision, cap)
+        read = ask_model(*report.predict, meter) if asked and report.predict else {}
+    return result(r, report.tested, inference=read)
 
 # %% ../nbs/04_loops.ipynb #k01
 def sklearn_loop(
@@ -176,7 +180,7 @@ def sklearn_loop(
     def loop(configuration, seed):
         seeds = dict(random_state=seed) if 'random_state' in inspect.signature(make).parameters else {}
         model = make(**seeds, **configuration)
-        said = (lambda: score(model, *validation)), test and (lambda: score(model, *test))
+        said = (lambda: score(model, *validation)), test and (lambda: score(model, *test)), (lambda: model.predict(validation[0]), len(validation[0]))
         if not hasattr(model, 'partial_fit'):
             model.fit(*train)
             yield said

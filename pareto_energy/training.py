@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BATCH', 'SIZES', 'EPOCHS', 'PICTURED', 'ZOO', 'tensors', 'precision_of', 'train_epoch', 'optimiser_for', 'set_rate',
            'scores_of', 'step_flops', 'Run', 'TrainingFailed', 'seeded', 'fresh', 'one_run', 'boosted_run',
-           'staged_scores', 'whole_runs', 'is_precise', 'read_inference', 'asking', 'Repeats', 'result', 'train',
-           'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
+           'staged_scores', 'whole_runs', 'is_precise', 'ask_model', 'read_inference', 'asking', 'Repeats', 'result',
+           'train', 'zoo_run', 'peer', 'sweep_zoo', 'rank_agreement']
 
 # %% ../nbs/04_training.ipynb #c03
 import math, time, warnings
@@ -273,6 +273,16 @@ def _predictor(family, configuration, model, data, device):
         with torch.inference_mode(), precision: model(batch)
     return predict
 
+def ask_model(
+    predict, # function without arguments that predicts a batch
+    batch:int, # predictions in it
+    meter:Meter,
+    **measuring, # as in `energy.measure`
+) -> dict: # joules per 1,000 predictions, se, and spent joules
+    "Energy of asking a model."
+    reading = inference(predict, batch, meter, seconds=.02, cap=5., **measuring)
+    return dict(joules=reading.joules, se=reading.se, spent=reading.joules*batch/1000*reading.repeats)
+
 def read_inference(
     family:str,
     configuration:dict,
@@ -285,8 +295,7 @@ def read_inference(
     "Energy of asking a model, `BATCH` examples at a time."
     from threadpoolctl import threadpool_limits
     predict = _predictor(family, configuration, model, data, device)
-    with threadpool_limits(threads): reading = inference(predict, BATCH, meter, seconds=.02, cap=5., size=float(parameters(model)*BATCH))
-    return dict(joules=reading.joules, se=reading.se, spent=reading.joules*BATCH/1000*reading.repeats)
+    with threadpool_limits(threads): return ask_model(predict, BATCH, meter, size=float(parameters(model)*BATCH))
 
 # %% ../nbs/04_training.ipynb #j01
 def asking(
