@@ -88,11 +88,11 @@ def to_optuna(
     "Trials as an Optuna study."
     import optuna
     from optuna.trial import TrialState, create_trial
-    study = optuna.create_study(directions=['maximize', 'minimize'])
+    study, distributions = optuna.create_study(directions=['maximize', 'minimize']), as_distributions(space)
     study.set_metric_names(['utility', 'joules'])
     for t in trials:
         done = t.status == 'finished'
-        study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=as_distributions(space), state=TrialState.COMPLETE if done else TrialState.FAIL,
+        study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions, state=TrialState.COMPLETE if done else TrialState.FAIL,
             values=[t.run['utility'][-1], t.run['joules'][-1]] if done else None, user_attrs=dict(trial=t.name, label=t.label, machine=t.machine, reason=t.reason, **space.fixed)))
     return study
 

@@ -12,16 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 import altair as alt, pandas as pd
 from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, no_front, outlook, outlook_sentence, readable, retrained_points
-from .conventions import lookup, study_folder, study_path, use_theme, write_text
-from .energy import METERS
+from .conventions import study_folder, use_theme, write_text
 from .export import from_distributions
 from .figures import energy_axis, family_fronts, front_chart
 from .loops import check_loop, train_loop
 from .mobo import Search
 from .pareto import front, hypervolume, points
 from .space import as_space, describe
-from .study import Study as StudyOfFamilies, is_complete, run_study, spent, trials_left
-from .trajectory import STRATEGIES
+from .study import NAMES, Study as StudyOfFamilies, check_names, is_complete, run_study, spent, trials_left
 from .trials import read_trials
 
 # %% ../nbs/15_own.ipynb #p01
@@ -203,10 +201,7 @@ class Study(Results, StudyOfFamilies):
 
     def prepare(self):
         "Check the names."
-        study_path(self.study)
-        lookup(self.meter, METERS, 'meter')
-        if not isinstance(self.strategies, (list, tuple)) or not self.strategies: raise ValueError(f'strategies must be a list with at least one strategy, not {self.strategies!r}.')
-        for name in self.strategies: lookup(name, STRATEGIES, 'strategy')
+        check_names(self, dict(strategies=NAMES['strategies']))
         self.spaces = {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
     def search(self, name, family): return Search(self.spaces[name, family], self.initial, self.epochs, self._stated, self.worth, given=self.given)

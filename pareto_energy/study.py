@@ -99,14 +99,14 @@ class Study:
 # %% ../nbs/08_study.ipynb #c08
 NAMES = dict(datasets=('dataset', check_name), families=('family', lambda name: lookup(name, SPACES, 'family')), strategies=('strategy', lambda name: lookup(name, STRATEGIES, 'strategy')))
 
-def check_names(study):
+def check_names(study, names=NAMES):
     "Every name must exist."
     study_path(study.study)
     lookup(study.meter, METERS, 'meter')
-    for parameter, (what, check) in NAMES.items():
-        names = getattr(study, parameter)
-        if not isinstance(names, (list, tuple)) or not names: raise ValueError(f'{parameter} must be a list with at least one {what}, not {names!r}.')
-        for name in names: check(name)
+    for parameter, (what, check) in names.items():
+        given = getattr(study, parameter)
+        if not isinstance(given, (list, tuple)) or not given: raise ValueError(f'{parameter} must be a list with at least one {what}, not {given!r}.')
+        for name in given: check(name)
     if study.utility is not None: lookup(study.utility, UTILITIES, 'utility')
 
 def check_device(study):
