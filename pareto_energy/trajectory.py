@@ -11,6 +11,7 @@ __all__ = ['POINTS', 'RUNS', 'DRAWS', 'EXHAUSTIVE', 'STEP', 'AHEAD', 'NEAR', 'tr
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 import numpy as np, torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.fit import fit_gpytorch_mll
@@ -109,7 +110,11 @@ def draw(
 def _paths(x, y, noise=None):
     model = SingleTaskGP(x, y, noise, outcome_transform=Standardize(1))
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100)))
-    with torch.no_grad(): return draw_matheron_paths(model, torch.Size([DRAWS]))
+    with torch.no_grad(): paths = draw_matheron_paths(model, torch.Size([DRAWS]))
+    for path in paths.values(): path.forward = partial(_all_draws, path)
+    return paths
+
+def _all_draws(path, x): return path.weight @ path.feature_map(x).mT + (path.bias_module(x) if path.bias_module else 0.)
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
@@ -123,10 +128,9 @@ def trajectory_improvement(
     cost, far = cost.clamp(max=0.), torch.minimum(cost.min(), front_cost.min()) - 1.
     starts, ends = torch.cat([far[None], front_cost]), torch.cat([front_cost, torch.zeros(1)])
     steps = torch.cat([torch.zeros(len(steps), 1), steps], 1)[:, None, None]
-    area = lambda until, level: (torch.relu(level[..., None] - steps)*(torch.minimum(until[..., None], ends) - starts).clamp_min(0.)).sum(-1)
-    to_reference = area(torch.zeros_like(cost), best) - area(cost, best)
-    to_next = area(cost[..., 1:], best[..., :-1]) - area(cost[..., :-1], best[..., :-1])
-    return torch.cat([torch.zeros_like(cost[..., :1]), to_next.cumsum(-1)], -1) + to_reference
+    area = lambda since, until, level: (torch.relu(level[..., None] - steps)*(torch.minimum(until[..., None], ends) - torch.maximum(since[..., None], starts)).clamp_min(0.)).sum(-1)
+    to_next = area(cost[..., :-1], cost[..., 1:], best[..., :-1])
+    return torch.cat([torch.zeros_like(cost[..., :1]), to_next.cumsum(-1)], -1) + area(cost, torch.zeros_like(cost), best)
 
 # %% ../nbs/07_trajectory.ipynb #t21
 class ImprovementPerJoule(AcquisitionFunction):
