@@ -36,7 +36,7 @@ class Search:
     initial: int = 5 # Sobol' points before the strategy thinks
     epochs: int = 1 # of the longest run
     reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
-    alpha: float = .15 # weight of the joules of a run against its improvement
+    price: float = .2 # of a run, beside its own joules: share of the joules so far
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # configurations that are trained first
 
@@ -148,11 +148,13 @@ def hypervolume_improvement(
     y:torch.Tensor, # (n, 2) utility and -log10 J
     seed:int,
     pending:torch.Tensor|None=None, # (m, d) configurations that are being trained
+    reference:dict|None=None, # utility and joules; None: what was measured decides
 ): # an acquisition function
     "Expected hypervolume improvement, logarithmic and noisy."
-    return qLogNoisyExpectedHypervolumeImprovement(model, ref_point=infer_reference_point(y), X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
+    at = infer_reference_point(y) if reference is None else [reference['utility'], -math.log10(reference['joules'])]
+    return qLogNoisyExpectedHypervolumeImprovement(model, ref_point=at, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
-def scalarised_improvement(model, x, y, seed, pending=None):
+def scalarised_improvement(model, x, y, seed, pending=None, reference=None):
     "Expected improvement of a random augmented Chebyshev scalarisation."
     return qLogNParEGO(model, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
@@ -202,7 +204,7 @@ def _bayesian(name, acquisition_of):
         x, y, noise = training_data(search.space, trials)
         under_way = [search.space.encode(t.configuration) for t in trials if t.status == 'started']
         pending = torch.tensor(np.array(under_way)) if under_way else None
-        point = maximise(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending))
+        point = maximise(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending, search.reference))
         return Suggestion(search.space.decode(point.numpy()), name)
     return learned(strategy)
 
