@@ -11,7 +11,7 @@ __all__ = ['POINTS', 'RUNS', 'DRAWS', 'EXHAUSTIVE', 'STEP', 'AHEAD', 'NEAR', 'tr
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 import numpy as np, torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.fit import fit_gpytorch_mll
@@ -105,25 +105,38 @@ class EpochTrend(Mean):
 
     def forward(self, x): return self.level + self.slope*x[..., -1]
 
-def draw(
-    search:Search,
-    done:list, # finished trials
-    failed:list, # failed trials
-) -> Draws:
-    "Fit both surrogates, and draw from them."
-    x, utility, at, rate, noise = learning_data(search, done, failed)
-    encoding = one_hot_encoding(search.space)
-    with_epoch = lambda x: torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1)
-    return Draws(search, encoding, _paths(with_epoch(x), utility, mean=EpochTrend()), _paths(encoding(at), rate, noise), checkpoints(search.epochs))
+# %% ../nbs/07_trajectory.ipynb #h01
+def _gp(trend, x, y, noise=None): return SingleTaskGP(x, y, noise, mean_module=EpochTrend() if trend else None, outcome_transform=Standardize(1))
 
-def _paths(x, y, noise=None, mean=None):
-    model = SingleTaskGP(x, y, noise, mean_module=mean, outcome_transform=Standardize(1))
-    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100)))
-    with torch.no_grad(): paths = draw_matheron_paths(model, torch.Size([DRAWS]))
+@lru_cache(maxsize=8)
+def _hyperparameters(trend, *data): # as of a fit to (bytes, shape) of each tensor
+    model = _gp(trend, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
+    with fitting(0): fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100)))
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+def _paths(trend, learned, seen):
+    model = _gp(trend, *seen)
+    model.load_state_dict(_hyperparameters(trend, *(None if a is None else (a.numpy().tobytes(), tuple(a.shape)) for a in learned)), strict=False)
+    with torch.no_grad(): paths = draw_matheron_paths(model.eval(), torch.Size([DRAWS]))
     for path in paths.values(): path.forward = partial(_all_draws, path)
     return paths
 
 def _all_draws(path, x): return path.weight @ path.feature_map(x).mT + (path.bias_module(x) if path.bias_module else 0.)
+
+# %% ../nbs/07_trajectory.ipynb #h02
+def draw(
+    search:Search,
+    done:list, # finished trials
+    failed:list, # failed trials
+    running:tuple=(), # the trial under way, if any, with its run so far
+) -> Draws:
+    "Fit both surrogates, and draw from them."
+    encoding = one_hot_encoding(search.space)
+    def data(trials):
+        x, utility, at, rate, noise = learning_data(search, trials, failed)
+        return (torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1), utility), (encoding(at), rate, noise)
+    learned, seen = data(done), data([*done, *running])
+    return Draws(search, encoding, *(_paths(trend, *both) for trend, *both in zip((True, False), learned, seen)), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
@@ -242,11 +255,11 @@ def worthwhile(
     return expected is None or expected['gain'] >= worth*max(expected['cost'], STEP)
 
 # %% ../nbs/07_trajectory.ipynb #t25
-def _acquisition(search, trials):
+def _acquisition(search, trials, *running):
     done, failed, pending = ([t for t in trials if t.status == s] for s in ('finished', 'failed', 'started'))
-    draws, spent = draw(search, done, failed), sum(t.spent + t.origin.get('joules', 0.) for t in trials)
+    draws, spent = draw(search, done, failed, running), sum(t.spent + t.origin.get('joules', 0.) for t in [*trials, *running])
     reference = search.reference or _inferred(search, draws, done)
-    return ImprovementPerJoule(draws, bounded(done) + pending, (reference['utility'], math.log10(reference['joules'])), spent)
+    return ImprovementPerJoule(draws, bounded(done) + [*running] + pending, (reference['utility'], math.log10(reference['joules'])), spent)
 
 def _inferred(search, draws, done):
     everywhere = torch.tensor(np.array([search.space.encode(c) for c in sobol_points(search.space, 256)]))
@@ -262,8 +275,9 @@ AHEAD, NEAR = 4, .1 # runs that one thought plans, at most; spread of the points
 
 def how_many(
     trials:list, # of a search
-) -> int|None: # None where it has not thought yet
+) -> int|None: # 1 where thoughts aren't metered; None where it has not thought yet
     "How many runs cost as much as a thought?"
+    if not any('joules' in t.origin for t in trials): return 1
     thoughts = [t.origin['joules'] for t in trials if t.origin.get('source') == 'trajectory' and 'joules' in t.origin]
     runs = [t.spent for t in trials if t.status == 'finished']
     return int(np.clip(round(np.mean(thoughts)/np.mean(runs)), 1, AHEAD)) if thoughts and runs else None
@@ -342,6 +356,6 @@ def go_on(
     if epoch not in grid[JUDGED_FROM - 1:-1] or len(trials) < search.initial: return True
     with fitting(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
-        try: acquisition = _acquisition(search, [*trials, so_far])
+        try: acquisition = _acquisition(search, trials, so_far)
         except UNFIT: return True
         return worthwhile(prospect(acquisition, torch.tensor(search.space.encode(running.configuration)), epoch), search.worth*GENTLE)
