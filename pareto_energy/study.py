@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'Study', 'check_names', 'check_device', 'check_dataset',
-           'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'chosen', 'one_retraining', 'is_left',
-           'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'trial_jobs', 'retraining_jobs',
+           'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'chosen', 'one_retraining', 'search_ended',
+           'is_left', 'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'trial_jobs', 'retraining_jobs',
            'converse', 'StudyStopped', 'ctrl_c', 'place_for', 'one_source', 'is_complete', 'run_study', 'spent',
            'status']
 
 # %% ../nbs/08_study.ipynb #c03
-import itertools, json, signal, sys, threading, time
+import itertools, json, math, signal, sys, threading, time
+from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -57,8 +58,10 @@ class Study:
     worth: float = .02
     reference_utility: float|None = None
     memory: float|None = None
+    joules: float|None = None
+    hours: float|None = None
 
-    training, optional = staticmethod(train_family), ('deadline', 'memory') # what trains a trial, and amounts that may be None
+    training, optional = staticmethod(train_family), ('deadline', 'memory', 'joules', 'hours') # what trains a trial, and amounts that may be None
 
     def __post_init__(self):
         check_numbers(self)
@@ -123,7 +126,7 @@ def check_dataset(study, name):
 
 # %% ../nbs/08_study.ipynb #c09
 COUNTS = ('trials', 'initial', 'epochs', 'repeats', 'front_points', 'fresh_seeds', 'reference_every', 'threads')
-AMOUNTS = ('precision', 'cap', 'reference_joules', 'deadline', 'memory')
+AMOUNTS = ('precision', 'cap', 'reference_joules', 'deadline', 'memory', 'joules', 'hours')
 
 def check_numbers(study):
     "Every budget must be above zero."
@@ -161,8 +164,8 @@ def one_trial(
 ): # a generator: gives work, a function and its arguments, and is sent the result; None: the trial before it hasn't started
     "Run one trial, or the one that was interrupted."
     name, family, strategy, seed, number = key
-    while number and (*key[:-1], number - 1) not in log.trials and is_left(log.trials, key): yield
-    if not is_left(log.trials, key): return
+    while number and (*key[:-1], number - 1) not in log.trials and is_left(study, log.trials, key): yield
+    if not is_left(study, log.trials, key): return
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggested(study.protocol, search, strategy, seed, earlier))
@@ -210,18 +213,30 @@ def one_retraining(
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **fields)
 
 # %% ../nbs/08_study.ipynb #c21
+def search_ended(
+    study:Study,
+    trials, # of one search
+) -> bool:
+    "Has a search closed, or used up its joules?"
+    if any(t.closed for t in trials): return True
+    return study.joules is not None and sum(t.spent + t.origin.get('joules', 0.) for t in trials) >= study.joules
+
 def is_left(
+    study:Study,
     trials:dict, # key -> Trial
     key:tuple,
 ) -> bool:
-    "Hasn't this trial ended, and is its search open?"
-    earlier = (trials[k] for n in range(key[-1]) if (k := (*key[:-1], n)) in trials)
-    return _is_open(trials, key) and not any(t.closed for t in earlier)
+    "Hasn't this trial ended, nor its search before it?"
+    earlier = [trials[k] for n in range(key[-1]) if (k := (*key[:-1], n)) in trials]
+    return _is_open(trials, key) and not search_ended(study, earlier)
 
 def trials_left(study:Study, trials:dict) -> list: # keys
-    "Trials that haven't ended, of searches that aren't closed."
-    closed = {t.key[:-1] for t in trials.values() if t.closed}
-    return [key for search in study.searches if search not in closed for n in range(study.trials) if _is_open(trials, key := (*search, n))]
+    "Trials that haven't ended, of searches that haven't either."
+    by_search = defaultdict(list)
+    for t in trials.values():
+        if t.status != 'started': by_search[t.key[:-1]].append(t)
+    over = {search for search, ts in by_search.items() if search_ended(study, ts)}
+    return [key for search in study.searches for n in range(study.trials) if _is_open(trials, key := (*search, n)) and (search not in over or key in trials)]
 
 def _is_open(trials, key): return key not in trials or trials[key].status == 'started'
 
@@ -264,7 +279,7 @@ def trial_jobs(
     with ExitStack() as held:
         mine = cache(lambda search: held.enter_context(log.claimed('/'.join(map(str, search)))))
         for key in keys if slots == 1 else sorted(keys, key=lambda key: key[-1]):
-            if not is_left(log.trials, key) or not mine(key[:-1]) or not is_left(log.trials, key): continue
+            if not is_left(study, log.trials, key) or not mine(key[:-1]) or not is_left(study, log.trials, key): continue
             if reference_due(study, log): yield one_reading(study, log, 'reference')
             yield one_trial(study, log, key, source)
 
@@ -354,7 +369,9 @@ def run_study(
     return list(read_trials(study.log_path).values())
 
 def _run_rest(study, join, client, watch):
-    with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client) if client else place_for(study) as place, ctrl_c() as stopping:
+    with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client) if client else place_for(study) as place, ctrl_c() as asked:
+        end = math.inf if study.hours is None else time.monotonic() + 3600*study.hours
+        stopping = lambda: asked() or time.monotonic() >= end
         source = one_source(place, study.protocol)
         check_same_source(log.trials.values(), *source)
         def watched(jobs):

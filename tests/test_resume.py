@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from pareto_energy.trials import read_log, read_trials
 
 KEY = ('dataset', 'family', 'strategy', 'seed', 'number')
@@ -151,3 +153,14 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke)
     second = start(tmp_path, smoke | dict(study='s'))
     assert f'is under way in process {first.pid} on {socket.gethostname()}' in second.communicate()[1] and second.returncode
     assert first.wait() == 0
+
+
+def test_budgets_of_hours_and_joules(home, smoke):
+    from pareto_energy.study import Study, StudyStopped, run_study
+    smoke |= dict(study='budgets', joules=1e-9)
+    with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(Study(**smoke, hours=1e-9))
+    searches = {}
+    for t in run_study(Study(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
+    assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
+    smoke['joules'] = None
+    assert len(run_study(Study(**smoke))) == 32
