@@ -36,7 +36,7 @@ class Search:
     initial: int = 5 # Sobol' points before the strategy thinks
     epochs: int = 1 # of the longest run
     reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
-    price: float = .2 # of a run, beside its own joules: share of the joules so far
+    alpha: float = .15 # weight of the joules of a run against its improvement
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # configurations that are trained first
 

@@ -224,7 +224,7 @@ class Ax:
 
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-no-cost': partial(OnTrajectories, price=1e9), 'trajectory-no-stopping': partial(OnTrajectories, stop=False)}
+ABLATIONS = {'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False)}
 SEARCHERS |= ABLATIONS
 INITIAL = {name: 3 for name in ('trajectory', *ABLATIONS)} # 5 for the others
 

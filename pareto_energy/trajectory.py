@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'EXHAUSTIVE', 'STEP', 'AHEAD', 'NEAR', 'trajectory', 'STRATEGIES', 'GENTLE', 'JUDGED_FROM',
-           'checkpoints', 'bounded', 'log_epoch', 'learning_data', 'Draws', 'EpochTrend', 'draw',
-           'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect',
-           'worthwhile', 'short_sobol', 'how_many', 'since_thought', 'candidates', 'plan_ahead', 'plan_run', 'go_on']
+           'checkpoints', 'bounded', 'log_epoch', 'learning_data', 'Draws', 'draw', 'trajectory_improvement',
+           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol',
+           'how_many', 'since_thought', 'candidates', 'plan_ahead', 'plan_run', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -19,7 +19,6 @@ from botorch.models import SingleTaskGP
 from botorch.models.transforms import Standardize
 from botorch.sampling.pathwise import draw_matheron_paths
 from botorch.utils.transforms import t_batch_mode_transform
-from gpytorch.means import Mean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from .mobo import FINAL_POINT, UNFIT, Search, Suggestion, energy_noise, fitting, learned, maximise, one_hot_encoding, sobol, to_unit
 from .pareto import front, points
@@ -96,27 +95,18 @@ class Draws:
         "Energy up to each epoch."
         return self.of_rate(self.encoding(x)).reshape(DRAWS, len(x))[..., None] + torch.log10(torch.tensor(self.grid, dtype=torch.double))
 
-# %% ../nbs/07_trajectory.ipynb #t13
-class EpochTrend(Mean):
-    "A line in the last column, which is the log epoch."
-    def __init__(self):
-        super().__init__()
-        for name, start in dict(level=0., slope=1.).items(): self.register_parameter(name, torch.nn.Parameter(torch.tensor(start, dtype=torch.double)))
-
-    def forward(self, x): return self.level + self.slope*x[..., -1]
-
 # %% ../nbs/07_trajectory.ipynb #h01
-def _gp(trend, x, y, noise=None): return SingleTaskGP(x, y, noise, mean_module=EpochTrend() if trend else None, outcome_transform=Standardize(1))
+def _gp(x, y, noise=None): return SingleTaskGP(x, y, noise, outcome_transform=Standardize(1))
 
 @lru_cache(maxsize=8)
-def _hyperparameters(trend, *data): # as of a fit to (bytes, shape) of each tensor
-    model = _gp(trend, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
+def _hyperparameters(*data): # as of a fit to (bytes, shape) of each tensor
+    model = _gp(*(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
     with fitting(0): fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100)))
     return {name: p.detach() for name, p in model.named_parameters()}
 
-def _paths(trend, learned, seen):
-    model = _gp(trend, *seen)
-    model.load_state_dict(_hyperparameters(trend, *(None if a is None else (a.numpy().tobytes(), tuple(a.shape)) for a in learned)), strict=False)
+def _paths(learned, seen):
+    model = _gp(*seen)
+    model.load_state_dict(_hyperparameters(*(None if a is None else (a.numpy().tobytes(), tuple(a.shape)) for a in learned)), strict=False)
     with torch.no_grad(): paths = draw_matheron_paths(model.eval(), torch.Size([DRAWS]))
     for path in paths.values(): path.forward = partial(_all_draws, path)
     return paths
@@ -136,7 +126,7 @@ def draw(
         x, utility, at, rate, noise = learning_data(search, trials, failed)
         return (torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1), utility), (encoding(at), rate, noise)
     learned, seen = data(done), data([*done, *running])
-    return Draws(search, encoding, *(_paths(trend, *both) for trend, *both in zip((True, False), learned, seen)), checkpoints(search.epochs))
+    return Draws(search, encoding, *map(_paths, learned, seen), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
@@ -156,7 +146,7 @@ def trajectory_improvement(
 
 # %% ../nbs/07_trajectory.ipynb #t21
 class ImprovementPerJoule(AcquisitionFunction):
-    "Log of the expected improvement by a trajectory, per joule; the best length counts."
+    "Log of the expected improvement by a trajectory, minus `alpha` times the log of its joules; the best length counts."
     def __init__(self,
         draws:Draws,
         trials:list, # finished, and pending ones with what is planned for them
@@ -192,7 +182,7 @@ class ImprovementPerJoule(AcquisitionFunction):
         gain = trajectory_improvement(cost - self.dearest, utility - self.worst, self.front_cost, self.front_utility)
         return gain.mean(0), (10**cost).mean(0)
 
-    def scores_of(self, gain, joules): return gain.clamp_min(1e-12).log() - (joules + self.draws.search.price*self.spent).log()
+    def scores_of(self, gain, joules): return gain.clamp_min(1e-12).log() - self.draws.search.alpha*joules.log()
     def scores(self, x): return self.scores_of(*self.improvement(x)) # (n, epochs of the grid)
 
     @t_batch_mode_transform(expected_q=1)
@@ -257,7 +247,7 @@ def worthwhile(
 # %% ../nbs/07_trajectory.ipynb #t25
 def _acquisition(search, trials, *running):
     done, failed, pending = ([t for t in trials if t.status == s] for s in ('finished', 'failed', 'started'))
-    draws, spent = draw(search, done, failed, running), sum(t.spent + t.origin.get('joules', 0.) for t in [*trials, *running])
+    draws, spent = draw(search, done, failed, running), sum(t.spent for t in [*trials, *running])
     reference = search.reference or _inferred(search, draws, done)
     return ImprovementPerJoule(draws, bounded(done) + [*running] + pending, (reference['utility'], math.log10(reference['joules'])), spent)
 
@@ -267,8 +257,8 @@ def _inferred(search, draws, done):
     return dict(utility=min(min(t.run['utility']) for t in done), joules=10**(.1 + max(imagined, max(math.log10(t.run['joules'][-1]) for t in done))))
 
 def short_sobol(search:Search, trials:list, seed:int) -> Suggestion:
-    "The next Sobol' point, trained for the cube root of the epochs."
-    return replace(sobol(search, trials, seed), epochs=math.ceil(search.epochs**(1/3) - 1e-9))
+    "The next Sobol' point, trained for the root of the epochs."
+    return replace(sobol(search, trials, seed), epochs=math.ceil(math.sqrt(search.epochs)))
 
 # %% ../nbs/07_trajectory.ipynb #a01
 AHEAD, NEAR = 4, .1 # runs that one thought plans, at most; spread of the points around the front, in the unit cube
