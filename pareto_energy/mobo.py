@@ -38,7 +38,7 @@ class Search:
     reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
     alpha: float = .15 # weight of the joules of a run against its improvement
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
-    given: tuple = () # configurations that are trained first
+    given: tuple = () # Suggestions that are trained first
 
 @dataclass(frozen=True)
 class Suggestion:

@@ -16,7 +16,7 @@ from .conventions import study_folder, use_theme, write_text
 from .export import from_distributions
 from .figures import energy_axis, family_fronts, front_chart
 from .loops import check_loop, train_loop
-from .mobo import Search
+from .mobo import Search, Suggestion
 from .pareto import front, hypervolume, points
 from .space import as_space, describe
 from .study import NAMES, Study as StudyOfFamilies, check_names, is_complete, run_study, spent, trials_left
@@ -204,7 +204,7 @@ class Study(Results, StudyOfFamilies):
         check_names(self, dict(strategies=NAMES['strategies']))
         self.spaces = {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
-    def search(self, name, family): return Search(self.spaces[name, family], self.initial, self.epochs, self._stated, self.worth, given=self.given)
+    def search(self, name, family): return Search(self.spaces[name, family], self.initial, self.epochs, self._stated, self.worth, given=tuple(Suggestion(c, 'given') for c in self.given) or self.warm_runs[name, family])
 
     @property
     def _stated(self): # the reference point, where the user has stated it

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'TRAINING', 'DROPOUT', 'SPACES', 'MEANINGLESS', 'PLAIN', 'DEFAULTS', 'Float', 'Int', 'Choice', 'Ordered',
-           'Space', 'from_unit', 'sobol', 'with_ranges', 'as_parameter', 'as_space', 'describe', 'family_space']
+           'Space', 'from_unit', 'sobol', 'adopt', 'with_ranges', 'as_parameter', 'as_space', 'describe',
+           'family_space']
 
 # %% ../nbs/02_space.ipynb #c03
 import math
@@ -124,6 +125,19 @@ def sobol(
     "The first n points of a scrambled Sobol' sequence."
     from scipy.stats import qmc
     return [from_unit(space, u) for u in qmc.Sobol(len(space), seed=seed).random_base2(max(1, math.ceil(math.log2(n))))[:n]]
+
+# %% ../nbs/02_space.ipynb #a02
+def adopt(
+    space:Space,
+    configuration:dict, # of another space
+) -> dict|None: # the nearest configuration of this one; None where there is none
+    "A configuration of another space."
+    def nearest(p, value):
+        if isinstance(p, Choice): return value if value in p.options else None
+        if isinstance(p, Ordered): return min(p.options, key=lambda o: abs(o - value))
+        return min(max(value, p.low), p.high)
+    found = {name: nearest(p, configuration[name]) for name, p in space.items() if name in configuration}
+    return found | space.fixed if len(found) == len(space) and None not in found.values() else None
 
 # %% ../nbs/02_space.ipynb #c17
 def with_ranges(

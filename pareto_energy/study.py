@@ -15,7 +15,7 @@ from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, partial
+from functools import cache, cached_property, partial
 import torch
 from .cluster import Cluster
 from .conventions import lookup, record, study_folder, study_path, write_text
@@ -27,6 +27,7 @@ from .pareto import front, hypervolume, points, reference_points, representative
 from .space import SPACES, family_space
 from .trajectory import STRATEGIES, worthwhile
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials, readings
+from .warm import warm_start
 from .work import Protocol, ask, read_now, retrain, source_of, train_family, train_trial
 from .zoo import serves
 
@@ -60,6 +61,7 @@ class Study:
     memory: float|None = None
     joules: float|None = None
     hours: float|None = None
+    warm: str|None = None
 
     training, optional = staticmethod(train_family), ('deadline', 'memory', 'joules', 'hours') # what trains a trial, and amounts that may be None
 
@@ -83,7 +85,12 @@ class Study:
         family:str,
     ) -> Search:
         "What a strategy is asked to search."
-        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth)
+        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth, given=self.warm_runs[name, family])
+
+    @cached_property
+    def warm_runs(self): # (dataset, family) -> Suggestions
+        earlier = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
+        return {(d, f): warm_start([t for t in earlier if t.family == f], d, s, self.initial//2, self.epochs) for (d, f), s in self.spaces.items()}
 
     @property
     def protocol(self): return Protocol(**{f.name: getattr(self, f.name) for f in fields(Protocol)})
@@ -105,6 +112,7 @@ NAMES = dict(datasets=('dataset', check_name), families=('family', lambda name: 
 def check_names(study, names=NAMES):
     "Every name must exist."
     study_path(study.study)
+    if study.warm is not None and not (study_path(study.warm)/'trials.jsonl').exists(): raise ValueError(f'The earlier study {study.warm} has no trials in {study_path(study.warm)}: name one that has, such as published/quick.')
     lookup(study.meter, METERS, 'meter')
     for parameter, (what, check) in names.items():
         given = getattr(study, parameter)
@@ -144,7 +152,7 @@ def check_numbers(study):
         raise ValueError(f'seeds must be a list of whole numbers from 0, not {study.seeds!r}.')
 
 # %% ../nbs/08_study.ipynb #c13
-FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth', 'memory')
+FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth', 'memory', 'warm')
 
 def keep_parameters(study:Study):
     "Write study.json, unless it says otherwise."

@@ -49,7 +49,7 @@ def ask(
     "The strategy's next configuration, metered."
     torch.set_num_threads(protocol.threads)
     with protocol.metered.window() as window:
-        suggestion = Suggestion(search.given[len(earlier)], 'given') if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
+        suggestion = search.given[len(earlier)] if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     plan = {k: v for k in ('epochs', 'expected', 'ahead') if (v := getattr(suggestion, k))}
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
