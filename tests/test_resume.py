@@ -164,3 +164,6 @@ def test_budgets_of_hours_and_joules(home, smoke):
     assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
     smoke['joules'] = None
     assert len(run_study(Study(**smoke))) == 32
+    warmed = Study(**smoke | dict(study='warmed', warm='budgets', initial=4))
+    given = warmed.search('digits', 'mlp').given
+    assert {s.source for s in given} == {'warm start'} and 1 <= len(given) <= 2
