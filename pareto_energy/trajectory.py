@@ -125,8 +125,8 @@ def draw(
     def data(trials):
         x, utility, at, rate, noise = learning_data(search, trials, failed)
         return (torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1), utility), (encoding(at), rate, noise)
-    learned, seen = data(done), data([*done, *running])
-    return Draws(search, encoding, *map(_paths, learned, seen), checkpoints(search.epochs))
+    learned = data(done)
+    return Draws(search, encoding, *map(_paths, learned, data([*done, *running]) if running else learned), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(

@@ -17,13 +17,14 @@ def runs_of_front(
     trials:list, # of one dataset and one family
     space:Space, # of the new search
     n:int, # at most
+    epochs:int, # of the longest run
 ) -> list: # Suggestions
     "The runs that made a front."
     p = points(trials)
     if p.empty: return []
     best = representatives(front(p), n, dict(utility=p.utility.min(), joules=2*p.joules.max()))
     by_key, reach = {t.key: t for t in trials}, best.groupby(list(KEY), sort=False).epoch.max()
-    there = [(adopt(space, by_key[key].configuration), int(epoch)) for key, epoch in reach.items()]
+    there = [(adopt(space, by_key[key].configuration), min(int(epoch), epochs)) for key, epoch in reach.items()]
     return [Suggestion(c, 'warm start', e) for c, e in there if c is not None]
 
 # %% ../nbs/07_warm.ipynb #c07
@@ -36,6 +37,5 @@ def warm_start(
 ) -> tuple: # of Suggestions
     "The first runs of a search that has an example."
     by_dataset = {d: [t for t in trials if t.dataset == d] for d in dict.fromkeys(t.dataset for t in trials)}
-    found = [runs_of_front(ts, space, n) for d, ts in by_dataset.items() if d == name or name not in by_dataset]
-    in_turn = [s for turn in itertools.zip_longest(*found) for s in turn if s]
-    return tuple(Suggestion(s.configuration, s.source, min(s.epochs, epochs)) for s in in_turn[:n])
+    found = [runs_of_front(ts, space, n, epochs) for d, ts in by_dataset.items() if d == name or name not in by_dataset]
+    return tuple(s for turn in itertools.zip_longest(*found) for s in turn if s)[:n]
