@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'Study', 'check_names', 'check_device', 'check_dataset',
-           'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'chosen', 'one_retraining', 'search_ended',
-           'is_left', 'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'trial_jobs', 'retraining_jobs',
+           'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'one_retraining', 'search_ended', 'is_left',
+           'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'trial_jobs', 'retraining_jobs',
            'converse', 'StudyStopped', 'ctrl_c', 'place_for', 'one_source', 'is_complete', 'run_study', 'spent',
            'status']
 
@@ -23,7 +23,7 @@ from .datasets import UTILITIES, check_name, dataset, utility_of
 from .energy import METERS, MeterError, machine_lock
 from .isolation import Child, Died, Here
 from .mobo import Search, sobol
-from .pareto import front, hypervolume, points, reference_points, representatives
+from .pareto import chosen, front, hypervolume, points, reference_points
 from .space import SPACES, family_space
 from .trajectory import STRATEGIES, worthwhile
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials, readings
@@ -197,15 +197,6 @@ def suggested(protocol, search, strategy, seed, earlier):
 
 # %% ../nbs/08_study.ipynb #c18
 FRESH = 1000 # fresh seeds start here, far from the seeds of searches
-
-def chosen(
-    trials:list, # of one dataset
-    n:int, # how many
-    reference:dict, # the dataset's reference point
-) -> list: # (trial, epoch)
-    "Points that stand for the front."
-    by_key = {t.key: t for t in trials}
-    return [(by_key[tuple(r[:5])], int(r.epoch)) for r in representatives(front(points(trials)), n, reference).itertuples(index=False)]
 
 # %% ../nbs/08_study.ipynb #c19
 def one_retraining(

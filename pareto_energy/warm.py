@@ -8,9 +8,8 @@ __all__ = ['runs_of_front', 'warm_start']
 # %% ../nbs/07_warm.ipynb #c03
 import itertools
 from .mobo import Suggestion
-from .pareto import front, points, representatives
+from .pareto import chosen, points
 from .space import Space, adopt
-from .trials import KEY
 
 # %% ../nbs/07_warm.ipynb #c05
 def runs_of_front(
@@ -22,9 +21,8 @@ def runs_of_front(
     "The runs that made a front."
     p = points(trials)
     if p.empty: return []
-    best = representatives(front(p), n, dict(utility=p.utility.min(), joules=2*p.joules.max()))
-    by_key, reach = {t.key: t for t in trials}, best.groupby(list(KEY), sort=False).epoch.max()
-    there = [(adopt(space, by_key[key].configuration), min(int(epoch), epochs)) for key, epoch in reach.items()]
+    reach = {t.key: (t, epoch) for t, epoch in chosen(trials, n, dict(utility=p.utility.min(), joules=2*p.joules.max()))}
+    there = [(adopt(space, t.configuration), min(epoch, epochs)) for t, epoch in reach.values()]
     return [Suggestion(c, 'warm start', e) for c, e in there if c is not None]
 
 # %% ../nbs/07_warm.ipynb #c07
