@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'STATUS', 'app', 'REPEATABLE', 'chapters_folder', 'chapters', 'read_yaml', 'load_parameters',
-           'known_parameters', 'check_parameters', 'check_study', 'progress_rows', 'progress_bar', 'execute',
-           'forwarded_ctrl_c', 'run_chapters', 'train', 'train_on_cluster', 'print_table', 'read_front', 'conclusions',
-           'print_front', 'records', 'front_json', 'command', 'main', 'plain_errors', 'run', 'front', 'compare',
-           'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark', 'print_searches', 'datasets', 'models',
-           'export']
+           'known_parameters', 'check_parameters', 'check_study', 'check_part', 'progress_rows', 'progress_bar',
+           'execute', 'forwarded_ctrl_c', 'run_chapters', 'train', 'train_on_cluster', 'print_table', 'read_front',
+           'conclusions', 'print_front', 'print_results', 'records', 'front_json', 'command', 'main', 'plain_errors',
+           'run', 'front', 'compare', 'read_studies', 'preflight', 'print_preflight', 'meter', 'benchmark',
+           'print_searches', 'datasets', 'models', 'export']
 
 # %% ../nbs/20_cli.ipynb #c03
 import json, os, re, signal, socket, sys, threading
@@ -79,19 +79,28 @@ def check_study(
     "Build the study from its parameters, and say what is wrong with it."
     from dataclasses import fields
     from pareto_energy.energy import footprint, intensity
-    from pareto_energy.study import Study, is_complete, keep_parameters
-    from pareto_energy.trials import check_same_source, described, read_log
-    from pareto_energy.work import source_of
+    from pareto_energy.study import Study
     missing = [name for name in NEEDED if name not in parameters]
     if missing: raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = Study(**{f.name: parameters[f.name] for f in fields(Study) if f.name in parameters})
     if 'country' in parameters: intensity(parameters['country'])
     footprint(1., 0., parameters.get('pue', 1.))
+    if here or study.machine != 'per-machine':
+        for part, _ in study.parts(): check_part(part, here)
+    return study
+
+def check_part(
+    study, # a `study.Study`
+    here:bool, # will this machine train?
+):
+    "Compare a study with its log."
+    from pareto_energy.study import is_complete, keep_parameters
+    from pareto_energy.trials import check_same_source, described, read_log
+    from pareto_energy.work import source_of
     log = read_log(study.log_path)
     if log.damage: typer.echo(f'Warning: {described(study.log_path, log.damage)} What the other lines tell is used.', err=True)
     keep_parameters(study)
     if here and log.trials and not is_complete(study, log.trials): check_same_source(log.trials.values(), *source_of(study.protocol))
-    return study
 
 # %% ../nbs/20_cli.ipynb #c13
 def progress_rows(
@@ -187,11 +196,13 @@ def train(
 def train_on_cluster(
     study, # a `study.Study`
     address:str, # of a dask scheduler
-):
+) -> list: # the study, or where machines are kept apart, one for each kind
     "Train a study on the workers of a cluster."
     try: from distributed import Client
     except ImportError as e: raise ImportError("A cluster needs dask: pip install 'pareto_energy[cluster]'.") from e
-    with Client(address, timeout='10s') as client: train(study, address, client=client)
+    with Client(address, timeout='10s') as client:
+        for part, workers in (parts := study.parts(client)): train(part, address, client=client, workers=workers)
+    return [part for part, _ in parts]
 
 # %% ../nbs/20_cli.ipynb #c19
 def print_table(
@@ -232,6 +243,14 @@ def print_front(
     for name, rows in read_front(study).groupby('dataset', sort=False):
         print_table(readable(rows), f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds', ('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows)) + '\n')
+
+def print_results(
+    study:str, # its name
+):
+    "The front of a study, and where its figures and notebooks are."
+    print_front(study)
+    typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(study, 'figures').iterdir()) if p.suffix in ('.pdf', '.html')))
+    typer.echo(f"Notebooks: {study_path(study, 'runs')}")
 
 def records(
     table, # a DataFrame
@@ -286,12 +305,10 @@ def run(
         if join and cluster: raise ValueError('Choose one of --join and --cluster.')
         checked = check_study(parameters, here=not cluster)
     with plain_errors(1):
-        if cluster: train_on_cluster(checked, cluster)
-        train(checked, 'beside other processes', join=True) if join else run_chapters(checked, parameters, known)
-    if join: return typer.echo(f'The trials of {checked.study} are done.')
-    print_front(checked.study)
-    typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:\n' + '\n'.join(f'  {p}' for p in sorted(study_path(checked.study, 'figures').iterdir()) if p.suffix in ('.pdf', '.html')))
-    typer.echo(f"Notebooks: {study_path(checked.study, 'runs')}")
+        for part in train_on_cluster(checked, cluster) if cluster else [part for part, _ in checked.parts()]:
+            if join: train(part, 'beside other processes', join=True)
+            else: run_chapters(part, parameters | dict(study=part.study, machine=part.machine), known)
+            typer.echo(f'The trials of {part.study} are done.') if join else print_results(part.study)
 
 # %% ../nbs/20_cli.ipynb #c23
 @command('pareto-energy front published/quick')

@@ -15,17 +15,19 @@ class Cluster(Place):
     "The workers of a dask cluster that offer a meter, each for one piece of work at a time."
     def __init__(self,
         client, # a `distributed.Client`
+        workers:list|None=None, # addresses; by default all, and those that join later
     ):
-        self.client, self.executor, self.asked = client, client.get_executor(resources=dict(meter=1), pure=False), -math.inf
+        self.client, self.workers, self.asked = client, workers, -math.inf
+        self.executor = client.get_executor(resources=dict(meter=1), pure=False, workers=workers)
         client.run_on_scheduler(_fail_after_two)
         if not self.slots: raise RuntimeError("No worker of the cluster offers a meter: start one on each machine with --nthreads 1 --resources 'meter=1'.")
 
     @property
     def slots(self): # workers, asked for once a second
         if time.monotonic() - self.asked > 1:
-            self.asked, workers = time.monotonic(), self.client.scheduler_info(n_workers=-1)['workers'].values()
-            self.workers = sum(w['resources'].get('meter', 0) >= 1 for w in workers)
-        return self.workers
+            self.asked, found = time.monotonic(), self.client.scheduler_info(n_workers=-1)['workers'].items()
+            self.metered = sum(w['resources'].get('meter', 0) >= 1 for address, w in found if self.workers is None or address in self.workers)
+        return self.metered
 
     def submit(self, work, *args) -> Future:
         "Have it done by a worker."
@@ -33,7 +35,7 @@ class Cluster(Place):
         future.add_done_callback(lambda done: _tell(told, done))
         return told
 
-    def everywhere(self, work, *args): return self.client.run(work, *args)
+    def everywhere(self, work, *args): return self.client.run(work, *args, workers=self.workers)
     def __exit__(self, *_): self.executor.shutdown(wait=False)
 
 def _fail_after_two(dask_scheduler): dask_scheduler.allowed_failures = 1

@@ -257,7 +257,7 @@ class Window:
         joules = self.meter.end()
         seconds, cpu = (math.fsum(column) for column in list(zip(*self.stretches))[:2])
         check(joules, self.meter, seconds)
-        error = min(self.meter.tick/math.sqrt(6)/seconds, 1.)
+        error = math.hypot(min(self.meter.tick/math.sqrt(6)/seconds, 1.), self.meter.scale_se)
         self.laps += [self._reading(joules, s, c, s/seconds, c/cpu if cpu else s/seconds, error) for s, c, counts in self.stretches if counts]
         self._open()
 
@@ -294,6 +294,7 @@ def check(
 class Meter:
     "What every meter shares; a meter of your own has `sources`, `begin` and `end`."
     sources = dict(cpu='cpu_time') # component -> a name in `SOURCES`
+    scale_se = 0. # relative standard error of its scale
 
     @property
     def label(self): return weakest(self.sources)

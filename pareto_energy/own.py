@@ -213,7 +213,7 @@ class Study(Results, StudyOfFamilies):
     @property
     def references(self): return {self.datasets[0]: reference_point(points(self.trials_so_far), self.reference_utility, self.reference_joules) | dict(metric=self.metric)}
 
-    def run(self, **how): # as in `study.run_study`
+    def run_part(self, **how): # as in `study.run_study`
         "Do what is left of the study, and keep its front."
         with watching(self) as watch: run_study(self, watch=watch, **how)
         folder = study_folder(self.study)

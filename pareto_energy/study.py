@@ -14,6 +14,7 @@ import itertools, json, math, signal, sys, threading, time
 from collections import defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property, partial
 import torch
@@ -22,13 +23,14 @@ from .conventions import lookup, record, study_folder, study_path, write_text
 from .datasets import UTILITIES, check_name, dataset, utility_of
 from .energy import METERS, MeterError, machine_lock
 from .isolation import Child, Died, Here
+from .machines import MACHINES, Base, folder_name
 from .mobo import Search, sobol
 from .pareto import chosen, front, hypervolume, points, reference_points
 from .space import SPACES, family_space
 from .trajectory import STRATEGIES, worthwhile
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials, readings
 from .warm import warm_start
-from .work import Protocol, ask, read_now, retrain, source_of, train_family, train_trial
+from .work import Protocol, ask, read_base, read_now, retrain, source_of, train_family, train_trial
 from .zoo import serves
 
 # %% ../nbs/08_study.ipynb #c06
@@ -62,6 +64,7 @@ class Study:
     joules: float|None = None
     hours: float|None = None
     warm: str|None = None
+    machine: str = 'one'
 
     training, optional = staticmethod(train_family), ('deadline', 'memory', 'joules', 'hours') # what trains a trial, and amounts that may be None
 
@@ -96,13 +99,35 @@ class Study:
     def protocol(self): return Protocol(**{f.name: getattr(self, f.name) for f in fields(Protocol)})
 
     @property
+    def base(self): # the machine whose joules are meant, where several are calibrated and one has begun
+        path = study_path(self.study)/'machine.json'
+        return Base(**json.loads(path.read_text(encoding='utf-8'))) if self.machine == 'calibrated' and path.exists() else None
+
+    @property
     def references(self): # dataset -> utility and joules of its reference point
         return record(study_folder(self.study)/'reference.json', lambda: reference_points(self.datasets, self.reference_joules, self.utility, self.reference_utility))
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'
-    def run(self, **how): # as in `run_study`
-        "Do what is left of the study."
+    def parts(self, client=None) -> list: # of (Study, addresses of its workers or None)
+        "This study, or where machines are kept apart, one for each kind."
+        if self.machine != 'per-machine': return [(self, None)]
+        kinds, place = defaultdict(list), Cluster(client) if client else Here()
+        for worker, (_, machine) in place.everywhere(source_of, self.protocol).items(): kinds[machine].append(worker)
+        return [(self._part(machine), workers if client else None) for machine, workers in kinds.items()]
+
+    def _part(self, machine):
+        part = copy(self)
+        part.study, part.machine = f'{self.study}/{folder_name(machine)}', 'one'
+        return part
+
+    def run(self, client=None, **how): # as in `run_study`
+        "Do what is left; gives the study, or where machines are kept apart, a list of theirs."
+        done = [part.run_part(client=client, workers=workers, **how) for part, workers in self.parts(client)]
+        return done if self.machine == 'per-machine' else done[0]
+
+    def run_part(self, **how): # as in `run_study`
+        "Do what is left of the study on one kind of machine."
         run_study(self, **how)
         return self
 
@@ -114,6 +139,7 @@ def check_names(study, names=NAMES):
     study_path(study.study)
     if study.warm is not None and not (study_path(study.warm)/'trials.jsonl').exists(): raise ValueError(f'The earlier study {study.warm} has no trials in {study_path(study.warm)}: name one that has, such as published/quick.')
     lookup(study.meter, METERS, 'meter')
+    lookup(study.machine, MACHINES, 'machine')
     for parameter, (what, check) in names.items():
         given = getattr(study, parameter)
         if not isinstance(given, (list, tuple)) or not given: raise ValueError(f'{parameter} must be a list with at least one {what}, not {given!r}.')
@@ -125,6 +151,7 @@ def check_device(study):
     try: kind = torch.device(study.device).type
     except (RuntimeError, TypeError) as e: raise ValueError(f'Unknown device {study.device!r}: expected cpu, cuda, cuda:1 or mps.') from e
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if kind != 'cpu' and study.machine == 'calibrated': raise ValueError(f"Machines can't be calibrated for {study.device}, as the reference workload runs on the CPU: keep them apart (machine: per-machine).")
     if not there.get(kind): raise ValueError(f'The device {study.device} is not there: torch {torch.__version__} sees {", ".join(d for d, yes in there.items() if yes)}.')
 
 def check_dataset(study, name):
@@ -152,14 +179,15 @@ def check_numbers(study):
         raise ValueError(f'seeds must be a list of whole numbers from 0, not {study.seeds!r}.')
 
 # %% ../nbs/08_study.ipynb #c13
-FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth', 'memory', 'warm')
+FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth', 'memory', 'warm', 'machine')
 
 def keep_parameters(study:Study):
     "Write study.json, unless it says otherwise."
     path = study_folder(study.study)/'study.json'
     now = json.loads(json.dumps({k: v for k, v in asdict(study).items() if k != 'study'}))
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else now
-    changed = [f'{k} was {kept.get(k)!r} and is now {now[k]!r}' for k in FIXED if kept.get(k) != now[k]]
+    before = {f.name: f.default for f in fields(study)} | kept
+    changed = [f'{k} was {before[k]!r} and is now {now[k]!r}' for k in FIXED if before[k] != now[k]]
     if changed: raise ValueError(f"The study {study.study} has trials with other parameters ({'; '.join(changed)}): give the new study another name, or put the old values back.")
     if kept != now or not path.exists(): write_text(path, json.dumps(now, indent=1, ensure_ascii=False) + '\n')
 
@@ -348,7 +376,7 @@ def one_source(
 ) -> tuple: # label and machine
     "What is read at a place, which must be one kind of machine."
     sources = place.everywhere(source_of, protocol)
-    if len(set(sources.values())) > 1: raise ValueError(f"The workers of the cluster differ ({'; '.join(f'{worker}: {label} on {machine}' for worker, (label, machine) in sources.items())}): a study holds one label and one machine, so keep workers of one kind.")
+    if len(set(sources.values())) > 1: raise ValueError(f"The workers of the cluster differ ({'; '.join(f'{worker}: {label} on {machine}' for worker, (label, machine) in sources.items())}): a study holds one label and one machine, so keep workers of one kind, or say what to do with several (machine: per-machine or calibrated).")
     return next(iter(sources.values()))
 
 # %% ../nbs/08_study.ipynb #c22
@@ -361,16 +389,19 @@ def run_study(
     join:bool=False, # beside other processes that run it
     client=None, # a `distributed.Client`, whose workers train
     watch=None, # function of the trials, called between two of them
+    workers:list|None=None, # addresses of those of the client's that train; by default all
 ) -> list: # its trials
     "Do what is left of a study."
+    if study.machine == 'per-machine': raise ValueError(f'The study {study.study} keeps machines apart, so it is several: run it with Study.run() or pareto-energy run.')
     keep_parameters(study)
-    if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join, client, watch or (lambda trials: None))
+    if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join, client, watch or (lambda trials: None), workers)
     return list(read_trials(study.log_path).values())
 
-def _run_rest(study, join, client, watch):
-    with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client) if client else place_for(study) as place, ctrl_c() as asked:
+def _run_rest(study, join, client, watch, workers):
+    with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client, workers) if client else place_for(study) as place, ctrl_c() as asked:
         end = math.inf if study.hours is None else time.monotonic() + 3600*study.hours
         stopping = lambda: asked() or time.monotonic() >= end
+        if study.machine == 'calibrated': record(study_folder(study.study)/'machine.json', lambda: asdict(place.submit(read_base, study.protocol).result()))
         source = one_source(place, study.protocol)
         check_same_source(log.trials.values(), *source)
         def watched(jobs):

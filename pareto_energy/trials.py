@@ -366,4 +366,4 @@ def check_same_source(
     "Refuse to mix labels or machines."
     for t in trials:
         if (t.label, t.machine) != (label, machine):
-            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name.')
+            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name, or keep machines apart from the start (machine: per-machine).')

@@ -63,6 +63,39 @@ def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypa
     assert not read_trials(study.log_path)
 
 
+@pytest.fixture
+def two_kinds(client):
+    """Makes one of the workers another machine, which takes twice the joules."""
+    def make(kind):
+        from pareto_energy.energy import SimulatedMeter
+        from pareto_energy.machines import calibrated_meter
+        calibrated_meter.cache_clear()
+        SimulatedMeter.machine, joules = dict(thrifty=('a thrifty machine', 1e-8), hungry=('a hungry machine', 2e-8), simulated=('simulated', 1e-8))[kind]
+        SimulatedMeter.end = lambda self: dict(cpu=joules*self.work)
+    first, *others = client.scheduler_info(n_workers=-1)['workers']
+    client.run(make, 'hungry', workers=[first]), client.run(make, 'thrifty', workers=others)
+    yield
+    client.run(make, 'simulated')
+
+
+def test_machines_that_are_kept_apart_have_a_study_each(home, smoke, client, two_kinds):
+    parameters = smoke | dict(strategies=['random'], families=['logistic'], seeds=[0])
+    hungry, thrifty = sorted(Study('apart', **parameters, machine='per-machine').run(client=client), key=lambda study: study.study)
+    assert (hungry.study, thrifty.study) == ('apart/a-hungry-machine', 'apart/a-thrifty-machine')
+    twice, once = (read_trials(study.log_path) for study in (hungry, thrifty))
+    assert list(twice) == list(once) and {t.machine for t in twice.values()} == {'a hungry machine'}
+    for key, t in once.items(): assert twice[key].run['joules'] == pytest.approx([2*j for j in t.run['joules']])
+
+
+def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, two_kinds):
+    parameters = smoke | dict(strategies=['random', 'trajectory'])
+    alone, study = run_study(Study('alone', **parameters)), Study('calibrated', **parameters, machine='calibrated')
+    together = read_trials(study.run(client=client).log_path)
+    factor = {'a thrifty machine': 1., 'a hungry machine': 2.}[study.base.machine]
+    assert {(t.label, t.machine) for t in together.values()} == {('simulated, calibrated', study.base.machine)}
+    for t in alone: assert together[t.key].run['joules'] == pytest.approx([factor*j for j in t.run['joules']]) if t.strategy == 'random' else together[t.key].status == 'finished'
+
+
 def test_a_cluster_without_a_meter_is_refused(home):
     from pareto_energy.cluster import Cluster
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
