@@ -39,6 +39,7 @@ class Search:
     alpha: float = .15 # weight of the joules of a run against its improvement
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # Suggestions that are trained first
+    warm: tuple = () # Suggestions that take turns with the Sobol' points
 
 @dataclass(frozen=True)
 class Suggestion:

@@ -88,7 +88,7 @@ class Study:
         family:str,
     ) -> Search:
         "What a strategy is asked to search."
-        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth, given=self.warm_runs[name, family])
+        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth, warm=self.warm_runs[name, family])
 
     @cached_property
     def warm_runs(self): # (dataset, family) -> Suggestions
@@ -137,7 +137,7 @@ NAMES = dict(datasets=('dataset', check_name), families=('family', lambda name: 
 def check_names(study, names=NAMES):
     "Every name must exist."
     study_path(study.study)
-    if study.warm is not None and not (study_path(study.warm)/'trials.jsonl').exists(): raise ValueError(f'The earlier study {study.warm} has no trials in {study_path(study.warm)}: name one that has, such as published/quick.')
+    if study.warm is not None and not (study_path(study.warm)/'trials.jsonl').exists(): raise ValueError(f'The earlier study {study.warm} has no trials in {study_path(study.warm)}: name one that has.')
     lookup(study.meter, METERS, 'meter')
     lookup(study.machine, MACHINES, 'machine')
     for parameter, (what, check) in names.items():

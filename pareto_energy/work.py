@@ -17,6 +17,7 @@ from .mobo import Search, Suggestion
 from .training import Run, TrainingFailed, train
 from .trajectory import STRATEGIES, go_on
 from .trials import Trial
+from .warm import warmed
 
 # %% ../nbs/07_work.ipynb #p02
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def ask(
     "The strategy's next configuration, metered."
     torch.set_num_threads(protocol.threads)
     with protocol.metered.window() as window:
-        suggestion = search.given[len(earlier)] if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
+        told = search.given[len(earlier)] if len(earlier) < len(search.given) else warmed(search, len(earlier))
+        suggestion = told or STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     plan = {k: v for k in ('epochs', 'expected', 'ahead') if (v := getattr(suggestion, k))}
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)

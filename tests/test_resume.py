@@ -165,5 +165,5 @@ def test_budgets_of_hours_and_joules(home, smoke):
     smoke['joules'] = None
     assert len(run_study(Study(**smoke))) == 32
     warmed = Study(**smoke | dict(study='warmed', warm='budgets', initial=4))
-    given = warmed.search('digits', 'mlp').given
+    given = warmed.search('digits', 'mlp').warm
     assert {s.source for s in given} == {'warm start'} and 1 <= len(given) <= 2
