@@ -140,7 +140,7 @@ def train_loop(
     test:bool=False, # is the test part read at the end?
     threads:int=1, # of the CPU
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
-    go_on=None, # function of the utilities and joules so far: is the next epoch worth it?
+    go_on=None, # as in `training.train`
     asked:bool=False, # read the energy of inference, where the loop says how to predict
     **_, # what only the families know: device, utility
 ) -> Run:

@@ -48,7 +48,6 @@ class Suggestion:
     source: str # a name in `STRATEGIES`, or 'sobol: <why the surrogate was not used>'
     epochs: int|None = None # length of the run; None: the longest
     expected: dict|None = None # what the best next run would bring: share of the hypervolume, and share of the joules so far that it would cost
-    ahead: tuple = () # further runs of the same plan: configuration, epochs, expected
 
 def random(search:Search, trials:list, seed:int) -> Suggestion:
     "An independent draw."

@@ -300,16 +300,22 @@ def read_inference(
 # %% ../nbs/04_training.ipynb #j01
 def asking(
     window, # of a meter
-    go_on, # function of the utilities and joules so far
+    go_on, # function of the utilities so far, and of a function that reads the joules so far
     judging:list, # joules of asking, to which these are added
 ): # function of the utilities so far
-    "Ask whether to go on, with the joules so far."
+    "Ask whether to go on; the meter is read where the answer needs the joules."
     def ask(values):
-        window.read()
-        answer = go_on(values, np.cumsum([r.joules for r in window.laps]).tolist())
-        window.lap(0.)
-        window.read()
-        judging.append(window.laps.pop().joules)
+        told = []
+        def joules():
+            window.read()
+            told.append(len(window.laps))
+            return np.cumsum([r.joules for r in window.laps]).tolist()
+        answer = go_on(values, joules)
+        if not told: window.skip()
+        else:
+            window.lap(0.)
+            window.read()
+            judging.append(window.laps.pop().joules)
         return answer
     return ask
 
@@ -381,7 +387,7 @@ def train(
     utility=None, # as in `datasets.utility_of`
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
     asked:bool=False, # read the energy of inference at the end
-    go_on=None, # function of the utilities and joules so far: is the next epoch worth it?
+    go_on=None, # function of the utilities so far, and of a function that reads the joules so far: is the next epoch worth it?
 ) -> Run:
     "Train a model and keep its whole trajectory."
     threads = configuration.get('threads', threads)
