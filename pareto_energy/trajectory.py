@@ -192,7 +192,7 @@ class ImprovementPerJoule(AcquisitionFunction):
         return (self.front_utility*torch.diff(torch.cat([self.front_cost, torch.zeros(1)]))).sum(-1).mean().item()
 
 # %% ../nbs/07_trajectory.ipynb #t23
-EXHAUSTIVE = 2048 # configurations
+EXHAUSTIVE = 256 # configurations
 
 def whole_space(
     space, # a Space
@@ -260,7 +260,7 @@ def short_sobol(search:Search, trials:list, seed:int) -> Suggestion:
     return replace(sobol(search, trials, seed), epochs=math.ceil(math.sqrt(search.epochs)))
 
 # %% ../nbs/07_trajectory.ipynb #a01
-SERVED, NEAR = 4, .1 # runs that a thought serves, at most; spread of the points around the front, in the unit cube
+SERVED, NEAR = 8, .1 # runs that a thought serves, at most; spread of the points around the front, in the unit cube
 
 def how_many(
     trials:list, # of a search
