@@ -18,8 +18,11 @@ def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
 
 
 def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
-    trials = run_study(Study('open', **smoke | ONE | dict(trials=5), worth=0))
-    assert len(trials) == 5 and all(t.origin['source'] == 'trajectory' for t in trials[3:]) and all(len(t.run['utility']) <= t.origin['epochs'] for t in trials)
+    study = Study('open', **smoke | ONE | dict(trials=5), worth=0)
+    trials = run_study(study)
+    initial, planned = trials[:study.initial], trials[study.initial:]
+    assert len(planned) == 5 - study.initial and all(t.origin['source'] == 'trajectory' and len(t.run['utility']) <= t.origin['epochs'] for t in planned)
+    assert all(t.origin['epochs'] < len(t.run['utility']) == study.epochs for t in initial), 'where training is quick, an initial run goes on'
 
 
 def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
@@ -27,10 +30,11 @@ def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking
     study = Study('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
     *earlier, last = run_study(replace(study, worth=0, study='all'))
     search = study.search('digits', 'logistic')
-    flat = dict(utility=[.1]*4, joules=[1., 2., 3., 4.])
+    flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.]), dict(utility=[.1]*5, joules=lambda: 1/0)
     planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
     assert not looks(search, planned(1.), earlier)(**flat) and looks(search, planned(1e6), earlier)(**flat)
-    assert looks(search, replace(last, origin=dict(source='sobol', epochs=8)), earlier) is None
+    assert looks(search, planned(1.), earlier)(**unread), 'the meter is read at checkpoints only'
+    assert looks(search, replace(last, origin=dict(source='sobol', epochs=60)), earlier) is None
 
 
 def test_benchmark_on_a_folder_never_seen_before(tmp_path):
