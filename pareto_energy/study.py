@@ -112,8 +112,9 @@ class Study:
     def parts(self, client=None) -> list: # of (Study, addresses of its workers or None)
         "This study, or where machines are kept apart, one for each kind."
         if self.machine != 'per-machine': return [(self, None)]
-        kinds, place = defaultdict(list), Cluster(client) if client else Here()
-        for worker, (_, machine) in place.everywhere(source_of, self.protocol).items(): kinds[machine].append(worker)
+        kinds = defaultdict(list)
+        with Cluster(client) if client else Here() as place:
+            for worker, (_, machine) in place.everywhere(source_of, self.protocol).items(): kinds[machine].append(worker)
         return [(self._part(machine), workers if client else None) for machine, workers in kinds.items()]
 
     def _part(self, machine):

@@ -72,20 +72,21 @@ def looks(
     earlier:list, # trials of its search
 ): # function of the utilities so far, and of a function that reads the joules so far; or None
     "Whether a run under way should go on."
-    planned = trial.origin.get('epochs', search.epochs)
-    if 'expected' in trial.origin: return _worth_it(search, trial, earlier, planned)
-    return _quick(planned, search.epochs) if may_go_on(trial, search) else None
+    if 'expected' in trial.origin: return _worth_it(search, trial, earlier)
+    return _quick(_planned(trial, search), search.epochs) if may_go_on(trial, search) else None
+
+def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
 
 def may_go_on(trial:Trial, search:Search) -> bool:
     "Was a run of the initial design planned short, and can it be asked?"
-    return trial.origin['source'].startswith('sobol') and trial.origin.get('epochs', search.epochs) < search.epochs and trial.family != 'gbdt'
+    return trial.origin['source'].startswith('sobol') and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
 
-def _worth_it(search, trial, earlier, planned):
+def _worth_it(search, trial, earlier):
     thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[JUDGED_FROM - 1:-1]
     def look(utility, joules):
         if len(utility) not in marks: return True
         so_far = joules()
-        rest = so_far[-1]/len(so_far)*(planned - len(so_far))
+        rest = so_far[-1]/len(so_far)*(_planned(trial, search) - len(so_far))
         return rest <= thought or go_on(search, earlier, replace(trial, run=dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1)), trial.seed)
     return look
 
@@ -116,9 +117,8 @@ def train_trial(
 ) -> tuple: # 'finished' or 'failed', and the fields of that event
     "Train what a trial says."
     if (here := source_of(protocol)) != (trial.label, trial.machine): raise MeterError(f'The study is {trial.label} on "{trial.machine}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
-    p, look = protocol, looks(search, trial, earlier)
-    epochs = search.epochs if may_go_on(trial, search) else trial.origin.get('epochs', search.epochs)
-    try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.precision, p.cap, deadline=p.deadline or math.inf, go_on=look, **p.training)
+    p, epochs = protocol, search.epochs if may_go_on(trial, search) else _planned(trial, search)
+    try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.precision, p.cap, deadline=p.deadline or math.inf, go_on=looks(search, trial, earlier), **p.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=trial.origin | dict(joules=trial.origin['joules'] + run.judging))
 
