@@ -37,6 +37,7 @@ class Search:
     epochs: int = 1 # of the longest run
     reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
     alpha: float = .15 # weight of the joules of a run against its improvement
+    smooth: float = .6 # least lengthscale of the utility along log epochs, where the longest run is 1
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # Suggestions that are trained first
     warm: tuple = () # Suggestions that take turns with the Sobol' points

@@ -237,7 +237,7 @@ PLAIN = dict(lr=3e-3, batch=64, optimiser='adam', schedule='inverse_sqrt', weigh
 DEFAULTS = dict(
     logistic=PLAIN | dict(lr=7e-3),
     svm=PLAIN | dict(lr=.01),
-    mlp=PLAIN | dict(batch=32, width=256, depth=2, activation='relu', dropout=.1),
+    mlp=PLAIN | dict(width=256, depth=2, activation='relu', dropout=.2),
     cnn=PLAIN | dict(channels=24, depth=3, kernel=3, dropout=.1),
     resnet=PLAIN | dict(channels=16, depth=3, dropout=.1),
     gru=PLAIN | dict(lr=.01, width=64, depth=1, dropout=.1),

@@ -103,9 +103,9 @@ class Columns(nn.Module):
     def forward(self, x): return torch.einsum('nc,kcw->nwk', x, self.belongs*self.scale) + self.shift
 
 def _tokens(c, data):
-    patches = dict(kernel_size=c.get('patch'), stride=c.get('patch'))
-    if data.modality == 'image': return nn.Sequential(nn.Conv2d(data.shape[0], c['width'], **patches), nn.Flatten(2))
-    if data.modality == 'sequence': return nn.Conv1d(data.shape[0], c['width'], **patches)
+    if data.modality in ('image', 'sequence'):
+        side, convolution = min(c['patch'], *data.shape[1:]), nn.Conv2d if data.modality == 'image' else nn.Conv1d
+        return nn.Sequential(convolution(data.shape[0], c['width'], side, side), nn.Flatten(2))
     return Embedding(data.vocabulary, c['width'], padding_idx=0) if data.modality == 'text' else Columns(data.columns, c['width'])
 
 # %% ../nbs/03_zoo.ipynb #c18
