@@ -17,7 +17,7 @@ import moocore, numpy as np, pandas as pd
 from .conventions import lookup, write_text
 from .mobo import Search
 from .space import Choice, Int, Ordered, Space, sobol as sobol_points
-from .trajectory import STRATEGIES, checkpoints, go_on
+from .trajectory import ANY, STRATEGIES, checkpoints, go_on
 from .trials import Trial
 
 # %% ../nbs/13_search.ipynb #s05
@@ -224,7 +224,7 @@ class Ax:
 
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False)}
+ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False)}
 SEARCHERS |= ABLATIONS
 INITIAL = {name: 3 for name in ('trajectory', *ABLATIONS)} # 5 for the others
 

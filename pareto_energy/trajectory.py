@@ -148,14 +148,14 @@ def draw(
 def trajectory_improvement(
     cost:torch.Tensor, # (draws, n, epochs) ascending, 0 at the reference point
     utility:torch.Tensor, # (draws, n, epochs), 0 at the reference point
-    front_cost:torch.Tensor, # (k,) ascending, below 0
+    front_cost:torch.Tensor, # (draws, k) ascending, at most 0
     front_utility:torch.Tensor, # (draws, k)
 ) -> torch.Tensor: # (draws, n, epochs)
     "Hypervolume that each beginning of a trajectory adds to a front."
     best, steps = utility.cummax(-1).values, front_utility.clamp_min(0.).cummax(-1).values
     cost, far = cost.clamp(max=0.), torch.minimum(cost.min(), front_cost.min()) - 1.
-    starts, ends = torch.cat([far[None], front_cost]), torch.cat([front_cost, torch.zeros(1)])
-    steps = torch.cat([torch.zeros(len(steps), 1), steps], 1)[:, None, None]
+    zero, every = torch.zeros(len(steps), 1), lambda *parts: torch.cat(parts, 1)[:, None, None]
+    starts, ends, steps = every(zero + far, front_cost), every(front_cost, zero), every(zero, steps)
     area = lambda since, until, level: (torch.relu(level[..., None] - steps)*(torch.minimum(until[..., None], ends) - torch.maximum(since[..., None], starts)).clamp_min(0.)).sum(-1)
     to_next = area(cost[..., :-1], cost[..., 1:], best[..., :-1])
     return torch.cat([torch.zeros_like(cost[..., :1]), to_next.cumsum(-1)], -1) + area(cost, torch.zeros_like(cost), best)
@@ -175,18 +175,18 @@ class ImprovementPerJoule(AcquisitionFunction):
         self.front_cost, self.front_utility = self._front(trials)
 
     def _front(self, trials):
-        "What was measured, as each draw sees it; for pending trials, what is expected."
+        "What is trained or planned, as each draw sees it: cost and utility of its steps, the rest at the reference."
         search, grid = self.draws.search, self.draws.grid
         x = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
-        joules = [t.run.get('joules') for t in trials]
-        length = torch.tensor([len(j) if j else t.origin.get('epochs') or search.epochs for t, j in zip(trials, joules)])
-        cost = torch.stack([torch.tensor([j[min(e, len(j)) - 1] for e in grid]).log10() if j else expected for j, expected in zip(joules, self.draws.cost(x).mean(0))])
+        length = torch.tensor([len(t.run['joules']) if t.run else t.origin.get('epochs') or search.epochs for t in trials])
         known = torch.tensor(grid) <= length[:, None]
-        cost, utility = cost[known] - self.dearest, self.draws.utility(x)[:, known] - self.worst
-        order = cost.argsort()
-        cost, utility = cost[order], utility[:, order].clamp_min(0.).cummax(-1).values
-        rises = torch.cat([utility[:, :1] > 0, utility[:, 1:] > utility[:, :-1]], 1).any(0) & (cost < 0)
-        return (cost[rises], utility[:, rises]) if rises.any() else (torch.tensor([-1e-9]), torch.zeros(len(utility), 1))
+        cost, utility = self.draws.cost(x)[:, known] - self.dearest, self.draws.utility(x)[:, known] - self.worst
+        cost, order = cost.sort(-1)
+        utility = utility.gather(-1, order).clamp_min(0.).cummax(-1).values
+        rises = (torch.diff(utility, prepend=torch.zeros(len(utility), 1)) > 0) & (cost < 0)
+        rises, first = rises.sort(dim=-1, descending=True, stable=True)
+        most = max(1, int(rises.sum(-1).max()))
+        return tuple(a.gather(-1, first).where(rises, 0.)[:, :most] for a in (cost, utility))
 
     def improvement(self,
         x:torch.Tensor, # (n, d) encoded configurations
@@ -205,7 +205,7 @@ class ImprovementPerJoule(AcquisitionFunction):
 
     @property
     def hypervolume(self): # of what is known, mean over the draws
-        return (self.front_utility*torch.diff(torch.cat([self.front_cost, torch.zeros(1)]))).sum(-1).mean().item()
+        return (self.front_utility*torch.diff(self.front_cost, append=torch.zeros(len(self.front_cost), 1))).sum(-1).mean().item()
 
 # %% ../nbs/07_trajectory.ipynb #t23
 EXHAUSTIVE = 256 # configurations
