@@ -90,7 +90,7 @@ def progress(
     reference:dict, # utility and joules
 ) -> pd.DataFrame: # trials, spent joules, hypervolume after each trial
     "Hypervolume against trials and joules."
-    spent = np.cumsum([t.spent + t.origin.get('joules', 0.) for t in trials])
+    spent = np.cumsum([t.cost for t in trials])
     covered, best, corner = [], np.empty((0, 2)), [reference['utility'], math.log10(reference['joules'])]
     for t in trials:
         if t.status == 'finished':

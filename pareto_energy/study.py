@@ -247,7 +247,7 @@ def search_ended(
 ) -> bool:
     "Has a search closed, or used up its joules?"
     if any(t.closed for t in trials): return True
-    return study.joules is not None and sum(t.spent + t.origin.get('joules', 0.) for t in trials) >= study.joules
+    return study.joules is not None and sum(t.cost for t in trials) >= study.joules
 
 def is_left(
     study:Study,
@@ -427,7 +427,7 @@ def spent(
     trials, # of a study
 ) -> float: # joules
     "All joules in a log: training and its repeats, inference, suggestions, retraining."
-    return sum(t.spent + t.run.get('inference', {}).get('spent', 0.) + t.origin.get('joules', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
+    return sum(t.cost + t.run.get('inference', {}).get('spent', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
 
 def status(
     study:Study,

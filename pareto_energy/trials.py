@@ -47,6 +47,8 @@ class Trial:
     def key(self): return tuple(getattr(self, k) for k in KEY)
     @property
     def name(self): return '/'.join(map(str, self.key))
+    @property
+    def cost(self): return self.spent + self.origin.get('joules', 0.) # joules of training, and of asking for it
 
 # %% ../nbs/05_trials.ipynb #s02
 SCHEMA, CHECK = 2, b', "check": "%08x"}'
