@@ -78,7 +78,7 @@ def loop_overhead(
     meter, # the meter of the study
     families:dict, # family -> dataset
     seconds:float=.4, # of a bare run, about
-    turns:int=15,
+    turns:int=9,
 ) -> list: # for each family and batch: median and quartiles of the ratio to the bare loop
     "Seconds of the study's loop and of a DataLoader's, as multiples of a bare loop's."
     torch.set_num_threads(1)
