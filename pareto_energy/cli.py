@@ -356,7 +356,7 @@ def preflight(
 ) -> dict: # machine, label, components, missing, idle, repeats of the reference workload, usable, verdict
     "Try the meter on this machine."
     from statistics import fmean, stdev
-    from pareto_energy.energy import SOURCES, idle, measure, open_meter, reference_workload
+    from pareto_energy.energy import SOURCES, idle, measure, open_meter, reference_workload, ticks_for
     meter = open_meter('codecarbon', device)
     nothing = idle(meter, .2)
     reference_workload()
@@ -365,7 +365,7 @@ def preflight(
     spread = stdev(joules)/fmean(joules)
     usable = spread <= REPEATABLE
     verdict = f"This machine is {'usable' if usable else 'too unsteady'}: energy is {meter.label}, and the reference workload repeats within {100*spread:.1f} % ({100*REPEATABLE:.0f} % are allowed)."
-    components = [dict(component=c, source=s, label=SOURCES[s].label, counts=SOURCES[s].counts, least_seconds=SOURCES[s].tick*100) for c, s in meter.sources.items()]
+    components = [dict(component=c, source=s, label=SOURCES[s].label, counts=SOURCES[s].counts, least_seconds=SOURCES[s].tick*ticks_for(.03)) for c, s in meter.sources.items()]
     return dict(machine=meter.machine, label=meter.label, components=components, missing=meter.missing, idle_watts=nothing.joules, idle_se=nothing.se,
         reference=[dict(joules=r.joules, se=r.se, repeats=r.repeats) for r in readings], spread=spread, usable=usable, verdict=verdict)
 

@@ -163,7 +163,7 @@ def train_loop(
             with meter.window() as window:
                 r.laps = window.laps
                 run_loop(train, configuration, seed, Report(window, 1, evaluate=False))
-        with meter.window() as window:
+        with meter.window(precision) as window:
             r.laps = window.laps
             report = r.until_precise(window, run, epochs, repeats, precision, cap)
         read = ask_model(*report.predict, meter) if asked and report.predict else {}

@@ -115,6 +115,7 @@ class Run:
     flops: float|None # floating-point operations of all epochs, forwards and backwards; None where torch doesn't do them
     repeats: int
     sources: dict # source of each component of the joules
+    parts: dict # joules of each component, of one repeat
     inference: dict # joules per 1,000 predictions, se, and what reading them took, apart from `spent`; empty where it was not asked for
     judging: float # joules of asking whether to go on, apart from `spent`
     disturbance: dict # others and stolen as shares of the machine, governor, celsius
@@ -369,7 +370,7 @@ def result(
     laps = [scaled(lap, 1/epochs) for lap in r.laps for _ in range(epochs)] if r.one_lap else r.laps
     joules, se = _trajectory(laps, epochs)
     one, whole = mean(whole_runs(laps, epochs)), total(laps)
-    return Run(r.values, test, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters, flops and flops*epochs, r.passes, whole.sources, inference or {}, math.fsum(r.judging), disturbance(r.before, surroundings()))
+    return Run(r.values, test, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters, flops and flops*epochs, r.passes, whole.sources, {c: p.joules for c, p in one.parts.items()}, inference or {}, math.fsum(r.judging), disturbance(r.before, surroundings()))
 
 # %% ../nbs/04_training.ipynb #c17
 def train(
@@ -397,7 +398,7 @@ def train(
     r = Repeats(epochs, family == 'gbdt')
     run = _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on and (lambda window: asking(window, go_on, r.judging)))
     with r.failing():
-        with meter.window() as window:
+        with meter.window(precision) as window:
             r.laps = window.laps
             flops = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
             model = r.until_precise(window, run, epochs, repeats, precision, cap)
