@@ -21,7 +21,7 @@ def formula(name, family, configuration, epochs, seed, *_, sleep:float=0., **__)
     e, lr = np.arange(1, epochs + 1), np.log10(configuration['lr'])
     utility = (.95 - .1*abs(lr + 2))*(1 - np.exp(-e*10**(lr + 2)/5))
     joules = e*20/configuration['batch']**.5
-    return Run(utility.tolist(), None, joules.tolist(), [None]*epochs, float(joules[-1]), sleep, sleep, 0., 1, None, 1, {}, {}, 0., {})
+    return Run(utility.tolist(), None, joules.tolist(), [None]*epochs, float(joules[-1]), sleep, sleep, 0., 1, None, 1, {}, {}, {}, 0., {})
 
 class Rehearsal(Study):
     "A study whose trials are made up."
