@@ -180,7 +180,7 @@ def price_sentence(
     "What a further point costs at the cheap and at the dear end of the front."
     t = standing(table).dropna(subset='price')
     if t.empty: return f'On {name} no step along the front gains more than chance: no price can be told.'
-    cost = lambda r: f'{r.price:.2g} J ({r.price_low:.2g} to {r.price_high:.2g}) a point up to {100*r.test:.1f} %'
+    cost = lambda r: f'{rounded(r.price)} J ({rounded(r.price_low)} to {rounded(r.price_high)}) a point up to {100*r.test:.1f} %'
     first, last = t.iloc[0], t.iloc[-1]
     if len(t) == 1: return f'On {name} one step of the front has a price: {cost(first)}.'
     clear = last.price_low > first.price_high
@@ -223,8 +223,8 @@ def saving_sentence(
 ) -> str:
     "What a cheaper point saves, hedged where an interval holds zero."
     saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {row.saved:.1f} ± {row.saved_ci:.1f} % of its training energy"
-    if row.given_up > row.given_up_ci: return f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, {row.joules:.2g} J) {saves}'
-    return f"a cheaper one ({row.family}, {row.joules:.2g} J) can't be told from it ({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}"
+    if row.given_up > row.given_up_ci: return f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, {rounded(row.joules)} J) {saves}'
+    return f"a cheaper one ({row.family}, {rounded(row.joules)} J) can't be told from it ({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}"
 
 def conclusion(
     name:str, # of the dataset
@@ -232,7 +232,7 @@ def conclusion(
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
     s, best, bend = savings(table), standing(table).iloc[-1], knee(table)
-    first = f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {best.joules:.2g} J'
+    first = f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {rounded(best.joules)} J'
     if s.empty: return f'{first}; no cheaper point stands on the front.'
     rows = [s.iloc[-1], *([s.loc[bend.name]] if bend is not None and bend.name in s.index[:-1] else [])]
     return '; '.join([first, *(where + saving_sentence(row) for where, row in zip(('', 'at the knee of the front, '), rows))]) + '.'
@@ -244,7 +244,7 @@ def allowance_sentence(
     "What half a point, one point and two points save."
     rows = allowances(table).drop_duplicates('joules')
     if rows.empty: return f'On {name} no cheaper point of the front is within {ALLOWANCES[-1]:g} points of the best.'
-    one = lambda r: f'the cheapest within {r.allowed:g} points of it is the {r.family} at {r.joules:.2g} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points and saves {r.saved:.1f} ± {r.saved_ci:.1f} %'
+    one = lambda r: f'the cheapest within {r.allowed:g} points of it is the {r.family} at {rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points and saves {r.saved:.1f} ± {r.saved_ci:.1f} %'
     return f'On {name} ' + '; '.join(map(one, rows.itertuples())) + '.'
 
 # %% ../nbs/10_analysis.ipynb #s01
@@ -265,7 +265,7 @@ def ownership_sentence(
     owners:pd.DataFrame, # from `ownership`, of that dataset
 ) -> str:
     "Which family to take at which energy, and what the front would be without it."
-    one = lambda r: f'the {r.family} from {r.cheapest:.2g} to {r.dearest:.2g} J, without which {100*r.lost:.1f} % of the hypervolume would be lost'
+    one = lambda r: f'the {r.family} from {rounded(r.cheapest)} to {rounded(r.dearest)} J, without which {100*r.lost:.1f} % of the hypervolume would be lost'
     return f'On {name} the front belongs to ' + '; '.join(map(one, owners.itertuples())) + '.'
 
 # %% ../nbs/10_analysis.ipynb #l01
@@ -292,7 +292,7 @@ def life_sentence(
     best = lives.sort_values('joules').iloc[-1]
     if math.isnan(best.lifetime): return f'On {name} inference was not read, so nothing can be said about a life.'
     left = f"{int(lives.stays.sum())} of {len(lives)} models of the front are still on it over such a life"
-    return f'On {name} the best model ({best.family}) takes {best.lifetime:.2g} ± {best.lifetime_ci:.1g} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {best.grams:.2g} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.'
+    return f'On {name} the best model ({best.family}) takes {rounded(best.lifetime)} ± {rounded(best.lifetime_ci)} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {rounded(best.grams)} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.'
 
 # %% ../nbs/10_analysis.ipynb #l05
 def break_evens(
@@ -301,7 +301,7 @@ def break_evens(
     "Pairs of the front where one is cheaper to train and the other cheaper to ask."
     t, rows = standing(table), []
     pair = lambda r: (SimpleNamespace(joules=r.joules, se=r.joules_ci/2), SimpleNamespace(joules=r.inference, se=r.inference_ci/2))
-    label = lambda r: f'{r.family} ({r.joules:.2g} J)'
+    label = lambda r: f'{r.family} ({rounded(r.joules)} J)'
     for n, a in enumerate(t.itertuples()):
         for b in t.iloc[n + 1:].itertuples():
             even, se = break_even(pair(a), pair(b))
@@ -400,4 +400,4 @@ def payback_sentence(
     best, cheap = t.iloc[-1], t[t.joules == near.joules[0]].iloc[0]
     saved = best.inference - cheap.inference
     asked = f', or {rounded(1000*spent/saved)} predictions' if saved > math.hypot(best.inference_ci, cheap.inference_ci) else ''
-    return f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {cheap.joules:.2g} J instead of the best model ({best.family}, {best.joules:.2g} J) has them back after {rounded(spent/(best.joules - cheap.joules))} trainings{asked}.'
+    return f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {rounded(cheap.joules)} J instead of the best model ({best.family}, {rounded(best.joules)} J) has them back after {rounded(spent/(best.joules - cheap.joules))} trainings{asked}.'

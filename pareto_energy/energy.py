@@ -717,7 +717,7 @@ def gpu_validation(
     windows=(.1, .3, 1., 3.), # seconds
     repeats:int=12,
 ) -> dict: # machine, seconds between updates, scatter and linearity, joules of NVML and of CodeCarbon in one window, share of the CPU
-    "Validate NVML's counter on a product of matrices."
+    "Validate NVML's counter on a product of matrices, in about a minute."
     import torch
     meter, a = CodeCarbonMeter(device), torch.randn(4096, 4096, device=device)
     def work(): a @ a; torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'trials_table', 'emissions_table', 'emissions_block', 'as_
            'to_ax', 'log_to_mlflow', 'export']
 
 # %% ../nbs/14_export.ipynb #x03
-import math
+import math, warnings
 from dataclasses import fields
 import pandas as pd
 from .conventions import lookup, study_path
@@ -38,11 +38,11 @@ def emissions_table(
     return pd.DataFrame([_emissions(t, intensity(country), country, project) for t in trials if t.status == 'finished'], columns=columns)
 
 def _emissions(t, grams_per_kwh, country, project):
-    joules, whole = t.run['joules'][-1], footprint(t.run['joules'][-1], grams_per_kwh)
-    component = 'gpu' if 'gpu' in t.run['sources'] else 'cpu'
-    parts = {'cpu_energy': whole['kwh']} if component == 'cpu' else {}
+    whole = footprint(t.run['joules'][-1], grams_per_kwh)
+    parts = t.run.get('parts', {} if 'gpu' in t.run['sources'] else dict(cpu=t.run['joules'][-1])) # earlier logs hold the sum alone
+    by_component = {f'{c}_energy': parts[c]/JOULES_PER_KWH for c in ('cpu', 'gpu') if c in parts}
     kilograms = whole['grams']/1000
-    return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}', duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **parts,
+    return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}', duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **by_component,
         ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=whole['kwh'], country_iso_code=country, cpu_model=t.machine, pue=1)
 
 # %% ../nbs/14_export.ipynb #m01
@@ -89,7 +89,9 @@ def to_optuna(
     import optuna
     from optuna.trial import TrialState, create_trial
     study, distributions = optuna.create_study(directions=['maximize', 'minimize']), as_distributions(space)
-    study.set_metric_names(['utility', 'joules'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(['utility', 'joules'])
     for t in trials:
         done = t.status == 'finished'
         study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions, state=TrialState.COMPLETE if done else TrialState.FAIL,
