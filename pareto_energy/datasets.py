@@ -6,7 +6,7 @@
 __all__ = ['METRIC', 'SPLIT_SEED', 'PADDING', 'UNKNOWN', 'LANGUAGES', 'CVDF', 'CIFAR', 'UCI', 'ADULT', 'ADULT_COLUMNS',
            'CALIFORNIA', 'SMS', 'FSDD', 'RATE', 'SAMPLES', 'STRATA', 'OFFICIAL', 'DATASETS', 'UTILITIES', 'Card',
            'Dataset', 'card', 'split', 'standardised', 'encoded_table', 'encoded_text', 'cache_folder', 'File', 'fetch',
-           'spectrogram', 'check_name', 'dataset', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc', 'r2',
+           'spectrograms', 'check_name', 'dataset', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc', 'r2',
            'utility_of', 'metric', 'chance', 'reduced']
 
 # %% ../nbs/01_datasets.ipynb #c03
@@ -260,15 +260,15 @@ def _sms():
 FSDD = File('fsdd/fsdd_wav.zip', 'https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aaf76e81b692f806f9140c2d2777410d7a1.zip', 'b28447d16797646c6bf99990fa00ae41b9be0b3b8ff2b9affe9a9fd7e5b42496')
 RATE, SAMPLES = 8000, 4000 # hertz; samples kept, half a second
 
-def spectrogram(
-    sound:np.ndarray, # (samples,)
-) -> np.ndarray: # (65 frequencies, 61 steps) log power, with mean 0 and standard deviation 1
+def spectrograms(
+    sounds:list, # of arrays (samples,)
+) -> np.ndarray: # (n, 65 frequencies, 61 steps) log power, each with mean 0 and standard deviation 1
     "How loud each frequency is in each step, however near the microphone was."
     from scipy.signal import ShortTimeFFT
     from scipy.signal.windows import hann
-    sound = np.pad(sound[:SAMPLES].astype(float), (0, max(0, SAMPLES - len(sound))))
-    power = np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, RATE).spectrogram(sound, p0=1, p1=62))
-    return (power - power.mean())/power.std()
+    even = np.array([np.pad(s[:SAMPLES].astype(float), (0, max(0, SAMPLES - len(s)))) for s in sounds])
+    power = np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, RATE).spectrogram(even, p0=1, p1=62))
+    return (power - power.mean((1, 2), keepdims=True))/power.std((1, 2), keepdims=True)
 
 def _spoken_digits():
     from scipy.io import wavfile
@@ -276,7 +276,7 @@ def _spoken_digits():
         names = sorted(n for n in archive.namelist() if n.endswith('.wav'))
         sounds = [wavfile.read(io.BytesIO(archive.read(n)))[1] for n in names]
     digit, speaker = zip(*(Path(n).stem.split('_')[:2] for n in names))
-    return np.array([spectrogram(s) for s in sounds]), np.array(digit).astype(int), dict(groups=np.array(speaker))
+    return spectrograms(sounds), np.array(digit).astype(int), dict(groups=np.array(speaker))
 
 # %% ../nbs/01_datasets.ipynb #c34
 STRATA, OFFICIAL = 'strata 60/20/20', 'official test part, strata 80/20'

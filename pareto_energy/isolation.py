@@ -120,8 +120,9 @@ class Child(Place):
         memory:float|None=None, # gigabytes, bound of a piece of work
         meter=None, # of the parent; reads what work that died has taken
         unbound=(), # functions whose work has no bound
+        first={}, # work -> what is done with the same arguments before it is timed and metered
     ):
-        self.prepare, self.seconds, self.memory, self.meter, self.unbound, self.pool = prepare, seconds, memory, meter, unbound, None
+        self.prepare, self.seconds, self.memory, self.meter, self.unbound, self.first, self.pool = prepare, seconds, memory, meter, unbound, first, None
         self.report = Path(tempfile.mkdtemp(prefix='pareto_energy-'))/'report.txt'
 
     def ready(self):
@@ -135,6 +136,7 @@ class Child(Place):
         "Do it in the child, and wait for it."
         from loky.process_executor import TerminatedWorkerError
         self.ready()
+        if work in self.first: self.pool.submit(self.first[work], *args).result()
         if self.meter: self.meter.begin()
         bounds = (None, None) if work in self.unbound else (self.seconds, self.memory)
         future = self.pool.submit(_in_child, str(self.report), *bounds, work, *args)

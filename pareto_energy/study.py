@@ -30,7 +30,7 @@ from .space import SPACES, family_space
 from .trajectory import STRATEGIES, worthwhile
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials, readings
 from .warm import warm_start
-from .work import Protocol, ask, read_base, read_now, retrain, source_of, train_family, train_trial
+from .work import Protocol, ask, load, read_base, read_now, retrain, source_of, train_family, train_trial
 from .zoo import serves
 
 # %% ../nbs/08_study.ipynb #c06
@@ -363,7 +363,7 @@ def ctrl_c():
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/08_study.ipynb #r02
-LOADING = 10. # seconds that a trial is given for the modules and data that a child loads once
+LOADING = 10. # seconds that a trial is given for the modules that a child imports once
 
 def place_for(
     study:Study,
@@ -371,7 +371,7 @@ def place_for(
     "Where a study is trained."
     if study.deadline is None and study.memory is None: return Here()
     seconds = None if study.deadline is None else LOADING + study.cap + (study.repeats + 1)*study.deadline
-    return Child(partial(source_of, study.protocol), seconds, study.memory, study.protocol.metered, (source_of, read_now))
+    return Child(partial(source_of, study.protocol), seconds, study.memory, study.protocol.metered, (source_of, read_now), {train_trial: load, retrain: load})
 
 def one_source(
     place, # such as `isolation.Here`
