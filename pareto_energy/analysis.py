@@ -46,7 +46,7 @@ def without_drift(
 
 # %% ../nbs/10_analysis.ipynb #d04p
 def rounded(x:float) -> str:
-    "A count to two digits, without exponent."
+    "A number to two digits, without exponent."
     return f"{float(f'{x:.2g}'):,.10g}"
 
 def plus_minus(

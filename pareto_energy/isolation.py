@@ -134,11 +134,14 @@ class Child(Place):
 
     def submit(self, work, *args) -> Future: # done
         "Do it in the child, and wait for it."
+        before = self._do((None, None), self.first[work], *args) if work in self.first else None
+        if before and before.exception(): return before
+        return self._do((None, None) if work in self.unbound else (self.seconds, self.memory), work, *args)
+
+    def _do(self, bounds, work, *args):
         from loky.process_executor import TerminatedWorkerError
         self.ready()
-        if work in self.first: self.pool.submit(self.first[work], *args).result()
         if self.meter: self.meter.begin()
-        bounds = (None, None) if work in self.unbound else (self.seconds, self.memory)
         future = self.pool.submit(_in_child, str(self.report), *bounds, work, *args)
         try:
             if not isinstance(future.exception(), TerminatedWorkerError): return future

@@ -44,7 +44,7 @@ def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
     monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(faulty))
-    trials = run_study(Study('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.5)))
+    trials = run_study(Study('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'], trials[-1].reason
     assert all(t.attempts == 1 for t in trials)
     for t, said in zip(trials, ('ZeroDivisionError', 'took longer than 12 s and was stopped in hang', 'EXIT(3)', 'SIGSEGV', 'MemoryError')): assert said in t.reason
