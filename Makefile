@@ -4,13 +4,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test lab bench zoo publish readme notebooks docs check licences audit install
+.PHONY: study test slow lab bench zoo publish readme notebooks docs check licences audit install
 study: install
 	@$(BIN)/pareto-energy run quick
 
 test: install
 	$(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest tests
+
+# the chapters once more, with their statistics: cells that are marked slow
+slow: install
+	$(BIN)/nbdev_test --n_workers 2 --flags slow
 
 lab: install
 	$(BIN)/jupyter lab nbs

@@ -457,13 +457,14 @@ def sweep_zoo(
     folder, # a path, where the records go
     names=ZOO, # of datasets
     meter:Meter=None, # by default the machine's
+    families=FAMILIES, # those that serve a dataset are trained
 ):
-    "Train every family on every dataset that it serves, at its default and at three sizes; what is done stays done."
+    "Train families on the datasets that they serve, at their default and at three sizes; what is done stays done."
     meter = meter or open_meter('codecarbon')
     for name in names:
         data = dataset(name)
         seeds = 3 if len(data.parts['test'][1]) < FEW else 1
-        for family in [f for f in FAMILIES if serves(f, data)]:
+        for family in [f for f in families if serves(f, data)]:
             record(folder/f'{name}-{family}.json', lambda: zoo_run(name, family, meter, seeds))
             if family in ('logistic', 'svm', 'mlp', 'gbdt'): record(folder/f'{name}-{family}-peer.json', lambda: dict(dataset=name, family=family, test=peer(family, data)))
             knob, sizes = SIZES[family]
