@@ -10,7 +10,7 @@ study: install
 
 test: install
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests
 
 # the chapters once more, with their statistics: cells that are marked slow
 slow: install

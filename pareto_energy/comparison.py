@@ -126,8 +126,9 @@ def comparison_sentence(
     row, # of `compare`
     by:str='strategy',
 ) -> str:
-    "Whether one beat the other, hedged by the interval."
-    verdict = 'covers more than' if row.mean_difference > row.half_width else 'covers less than' if row.mean_difference < -row.half_width else "can't be told from"
+    "Whether one beat the other: where the interval and the corrected p agree."
+    sure = abs(row.mean_difference) > row.half_width and row.p < .05
+    verdict = "can't be told from" if not sure else 'covers more than' if row.mean_difference > 0 else 'covers less than'
     where = f'On {row.dataset}, after' if hasattr(row, 'dataset') else 'After'
     return f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} {row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with {row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).'
 

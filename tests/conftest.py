@@ -13,3 +13,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def smoke(): return dict(SMOKE)
+
+
+def pytest_collection_modifyitems(items):
+    "The whole book comes first: nothing else takes as long, and two processes share the tests."
+    items.sort(key=lambda test: test.name != 'test_the_book_runs_and_resumes')
