@@ -114,7 +114,7 @@ def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
-    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1, epochs=2000)
+    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1, epochs=20_000)
     status, said, log, seconds = interrupted(tmp_path, parameters, 2, 1)
     trial = list(read_trials(log).values())[-1]
     assert status and 'KeyboardInterrupt' in said and seconds < 10
