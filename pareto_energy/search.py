@@ -142,13 +142,12 @@ def own_table(
     folder:Path, # with the runs of each seed
     name:str, # in OWN
     meter=None, # as of `energy.open_meter`: measure the runs that aren't there
-    **changes, # of `train_all`
 ) -> Table:
     "A grid of our own models."
     family, space = lookup(name, OWN, 'table of our own')
     def measured(seed):
         if meter is None: raise FileNotFoundError(f'{folder} has no runs of {family} on {name} with seed {seed}: give own_table a meter to measure them.')
-        return train_all(name, seed, meter, **changes)
+        return train_all(name, seed, meter)
     seeds = [record(Path(folder)/f'{name}-{family}-{seed}.json', lambda: measured(seed))['runs'] for seed in range(SEEDS)]
     by_key = {tuple(rs[0]['configuration'].values()): rs for rs in zip(*seeds)}
     runs = {k: np.array([r['utility'] for r in rs]) for k, rs in by_key.items()}
