@@ -162,11 +162,13 @@ def scalarised_improvement(model, x, y, seed, pending=None, reference=None):
 def maximise(
     space:Space,
     acquisition, # function of points
+    starts:int=256, # points that it is tried at first
+    **options, # of BoTorch's optimiser
 ) -> torch.Tensor: # (d,) the most promising point
     "Maximise an acquisition function over a mixed space."
     upper = torch.tensor(space.upper)
     candidate, _ = optimize_acqf_mixed_alternating(acquisition, torch.stack([torch.zeros_like(upper), upper]), discrete_dims=space.levels,
-        cat_dims={i: list(range(n)) for i, n in space.choices.items()}, q=1, raw_samples=256, num_restarts=4)
+        cat_dims={i: list(range(n)) for i, n in space.choices.items()}, q=1, raw_samples=starts, num_restarts=4, options=options)
     return candidate[0]
 
 # %% ../nbs/07_mobo.ipynb #c16

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'ANY', 'EXHAUSTIVE', 'STEP', 'SERVED', 'NEAR', 'THINKING_ON', 'QUICK', 'trajectory',
            'STRATEGIES', 'GENTLE', 'JUDGED_FROM', 'checkpoints', 'bounded', 'log_epoch', 'learning_data', 'Draws',
-           'smooth_kernel', 'draw', 'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising',
-           'best_run', 'prospect', 'worthwhile', 'short_sobol', 'thought_joules', 'how_many', 'since_thought',
-           'candidates', 'think', 'think_on', 'affordable', 'plan_run', 'go_on']
+           'fit_logarithm', 'smooth_kernel', 'draw', 'trajectory_improvement', 'ImprovementPerJoule', 'whole_space',
+           'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol', 'thought_joules', 'how_many',
+           'since_thought', 'candidates', 'think', 'think_on', 'affordable', 'plan_run', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -18,8 +18,8 @@ from botorch.acquisition import AcquisitionFunction
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.transforms import Standardize
-from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from botorch.sampling.pathwise import draw_matheron_paths
+from botorch.models.utils.gpytorch_modules import MIN_INFERRED_NOISE_LEVEL, get_covar_module_with_dim_scaled_prior
+from botorch.sampling.pathwise import draw_kernel_feature_paths, draw_matheron_paths
 from botorch.utils.transforms import t_batch_mode_transform
 from gpytorch.constraints import GreaterThan
 from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -101,29 +101,42 @@ class Draws:
 # %% ../nbs/07_trajectory.ipynb #k01
 ANY = .025 # least lengthscale that BoTorch allows
 
+def fit_logarithm(
+    module, # a kernel, or a likelihood's noise
+    name:str, # of its parameter
+    least, # float or tensor
+):
+    "Bound a parameter, and let its logarithm be fitted."
+    start = getattr(module, name).detach().clamp_min(1.1*torch.as_tensor(least))
+    module.register_constraint(f'raw_{name}', GreaterThan(least, transform=torch.exp, inv_transform=torch.log, initial_value=start))
+
 def smooth_kernel(
     n:int, # dimensions
     least:float, # lengthscale of the last one
 ):
     "BoTorch's kernel, smooth along the last dimension."
     kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=n)
-    bound = torch.tensor([ANY]*(n - 1) + [least])
-    kernel.register_constraint('raw_lengthscale', GreaterThan(bound, transform=None, initial_value=kernel.lengthscale.detach().clamp_min(bound)))
+    fit_logarithm(kernel, 'lengthscale', torch.tensor([ANY]*(n - 1) + [least]))
     return kernel
 
 # %% ../nbs/07_trajectory.ipynb #h01
-def _gp(least, x, y, noise=None): return SingleTaskGP(x, y, noise, covar_module=smooth_kernel(x.shape[-1], least), outcome_transform=Standardize(1))
+def _gp(least, x, y, noise=None):
+    model = SingleTaskGP(x, y, noise, covar_module=smooth_kernel(x.shape[-1], least), outcome_transform=Standardize(1))
+    if noise is None: fit_logarithm(model.likelihood.noise_covar, 'noise', MIN_INFERRED_NOISE_LEVEL)
+    return model
 
 @lru_cache(maxsize=8)
 def _hyperparameters(least, *data): # as of a fit to (bytes, shape) of each tensor
     model = _gp(least, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
-    with fitting(0): fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100)))
+    with fitting(0): fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100, ftol=1e-6)))
     return {name: p.detach() for name, p in model.named_parameters()}
+
+_from_prior = partial(draw_kernel_feature_paths, weight_generator=partial(torch.randn, dtype=torch.double))
 
 def _paths(least, learned, seen):
     model = _gp(least, *seen)
     model.load_state_dict(_hyperparameters(least, *(None if a is None else (a.numpy().tobytes(), tuple(a.shape)) for a in learned)), strict=False)
-    with torch.no_grad(): paths = draw_matheron_paths(model.eval(), torch.Size([DRAWS]))
+    with torch.no_grad(): paths = draw_matheron_paths(model.eval().requires_grad_(False), torch.Size([DRAWS]), prior_sampler=_from_prior)
     for path in paths.values(): path.forward = partial(_all_draws, path)
     return paths
 
@@ -156,9 +169,13 @@ def trajectory_improvement(
     cost, far = cost.clamp(max=0.), torch.minimum(cost.min(), front_cost.min()) - 1.
     zero, every = torch.zeros(len(steps), 1), lambda *parts: torch.cat(parts, 1)[:, None, None]
     starts, ends, steps = every(zero + far, front_cost), every(front_cost, zero), every(zero, steps)
-    area = lambda since, until, level: (torch.relu(level[..., None] - steps)*(torch.minimum(until[..., None], ends) - torch.maximum(since[..., None], starts)).clamp_min(0.)).sum(-1)
-    to_next = area(cost[..., :-1], cost[..., 1:], best[..., :-1])
-    return torch.cat([torch.zeros_like(cost[..., :1]), to_next.cumsum(-1)], -1) + area(cost, torch.zeros_like(cost), best)
+    above = torch.relu(best[..., None] - steps)
+    right = torch.minimum((ends - cost[..., None]).clamp_min(0.), ends - starts)
+    area = lambda above, right: torch.linalg.vecdot(above, right)
+    from_here = area(above, right)
+    until_next = from_here[..., :-1] - area(above[..., :-1, :], right[..., 1:, :])
+    return torch.cat([torch.zeros_like(cost[..., :1]), until_next.cumsum(-1)], -1) + from_here
+
 
 # %% ../nbs/07_trajectory.ipynb #t21
 class ImprovementPerJoule(AcquisitionFunction):
@@ -224,7 +241,7 @@ def most_promising(
     "The configuration where the acquisition is highest."
     space = acquisition.draws.search.space
     every = whole_space(space)
-    if every is None: return maximise(space, acquisition)
+    if every is None: return maximise(space, acquisition, 128, tol=.01, maxiter_init=10)
     with torch.no_grad(): return every[acquisition(every[:, None]).argmax()]
 
 def best_run(
@@ -336,7 +353,7 @@ def think_on(
     return Suggestion(configurations[i], THINKING_ON, acquisition.draws.grid[e], prospect(acquisition, x[i]))
 
 # %% ../nbs/07_trajectory.ipynb #a07
-QUICK = 1. # second of the processor, about what a thought takes
+QUICK = .5 # seconds of the processor, about what a thought takes
 
 def affordable(
     trials:list, # of a search
@@ -346,9 +363,9 @@ def affordable(
     if any(t.label == 'simulated' or 'joules' not in t.origin for t in trials): return True
     known = thought_joules(trials, source)
     thinking, training = sum(t.origin['joules'] for t in trials), sum(t.spent for t in trials)
-    return thinking + (np.mean(known) if known else _a_second(trials)) <= training
+    return thinking + (np.mean(known) if known else _first_thought(trials)) <= training
 
-def _a_second(trials):
+def _first_thought(trials):
     runs = [t for t in trials if t.status == 'finished']
     return QUICK*sum(t.spent for t in runs)/sum(t.run['seconds']*t.run['repeats'] for t in runs)
 

@@ -70,7 +70,7 @@ def looks(
     earlier:list, # trials of its search
 ): # function of the utilities so far, and of a function that reads the joules so far; or None
     "Whether a run under way should go on."
-    if 'expected' in trial.origin: return _worth_it(search, trial, earlier)
+    if 'expected' in trial.origin: return _worth_it(search, trial, earlier) if search.worth else None
     return _quick(_planned(trial, search), search.epochs) if may_go_on(trial, search) else None
 
 def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
