@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKLOADS', 'CELLS', 'EPOCHS', 'SEEDS', 'OWN', 'SEARCHERS', 'ABLATIONS', 'INITIAL', 'ASKED', 'Table', 'zeus_table',
            'ecnas_table', 'train_all', 'own_table', 'with_epochs', 'OnTrajectories', 'OnFinalPoints', 'Optuna', 'Ax',
-           'search_table', 'benchmark', 'reaching', 'against_joules', 'asking_seconds']
+           'search_table', 'benchmark', 'reaching', 'against_joules', 'attained', 'asking_seconds']
 
 # %% ../nbs/13_search.ipynb #s03
 import itertools, json, math, time, warnings
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 import moocore, numpy as np, pandas as pd
+from .comparison import surfaces
 from .conventions import lookup, record, write_text
 from .datasets import dataset
 from .mobo import Search
@@ -268,11 +269,11 @@ def search_table(
     name:str, # in SEARCHERS
     seed:int,
     runs:int,
-) -> dict: # strategy, seed, and after every run: share of the true hypervolume, share with every epoch counted, joules so far, seconds of asking
+) -> dict: # strategy, seed, and of every run: the number of its configuration in the table, its epochs, and after it the share of the true hypervolume, that with every epoch counted, joules so far, and seconds of asking
     "One search on a table."
     searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, INITIAL.get(name, 5))
     rng, seen, every, spent = np.random.default_rng([seed, 1]), set(), set(), 0.
-    out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[])
+    out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[], chosen=[])
     for _ in range(runs):
         start = time.perf_counter()
         with warnings.catch_warnings():
@@ -296,7 +297,7 @@ def search_table(
         spent += joules[length - 1]
         out['share_of_all_epochs'].append(table.covered(every)/table.whole)
         out['share'].append(out['share_of_all_epochs'][-1] if searcher.whole_runs else table.covered(seen)/table.whole)
-        out['joules'].append(float(spent)); out['ask_seconds'].append(asking); out['epochs'].append(int(length))
+        out['joules'].append(float(spent)); out['ask_seconds'].append(asking); out['epochs'].append(int(length)); out['chosen'].append(table.keys.index(key))
     return out | {k: [round(v, d) for v in out[k]] for k, d in dict(share=5, share_of_all_epochs=5, ask_seconds=3).items()} | dict(joules=[float(f'{j:.8g}') for j in out['joules']])
 
 # %% ../nbs/13_search.ipynb #s17
@@ -348,6 +349,21 @@ def against_joules(
         at[:, grid > min(s['joules'][-1] for s in mine)] = np.nan
         rows += [dict(strategy=name, joules=j, low=l, mid=m, high=h) for j, l, m, h in zip(grid, *np.quantile(at, [.25, .5, .75], axis=0)) if not np.isnan(m)]
     return pd.DataFrame(rows)
+
+# %% ../nbs/13_search.ipynb #f01
+def _true_models(table, search):
+    "True utility and log10 J of the models that count, and the worst corner, so that no search is left out."
+    models = [(table.keys[c], e) for c, n in zip(search['chosen'], search['epochs']) for e in (range(1, n + 1) if search['strategy'] in INITIAL else (n,))]
+    return np.array([[table.mean[k][e - 1], math.log10(table.rates[k]*e)] for k, e in models] + [[table.floor, table.span[1]]])
+
+def attained(
+    table:Table,
+    searches:list, # as in `benchmark`, of this table
+    levels=(25, 50, 75), # per cent of the seeds
+) -> pd.DataFrame: # strategy, level, utility, joules
+    "Attainment surfaces of each strategy by the true means of what it trained."
+    names = dict.fromkeys(s['strategy'] for s in searches)
+    return pd.concat([surfaces([_true_models(table, s) for s in searches if s['strategy'] == n], levels).assign(strategy=n) for n in names], ignore_index=True)
 
 # %% ../nbs/13_search.ipynb #q01
 ASKED = Space(lr=Ordered([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordered([16, 32, 64, 128, 256, 512, 1024]), width=Ordered([4, 8, 16, 32, 64, 128, 256]), depth=Ordered([1, 2, 3, 4]), optimiser=Choice(['adam', 'sgd']))

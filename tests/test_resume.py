@@ -167,3 +167,16 @@ def test_budgets_of_hours_and_joules(home, smoke):
     warmed = Study(**smoke | dict(study='warmed', warm='budgets', initial=4))
     given = warmed.search('digits', 'mlp').warm
     assert {s.source for s in given} == {'warm start'} and 1 <= len(given) <= 2
+
+
+def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke, recwarn):
+    from dataclasses import replace
+    from pareto_energy.study import Study, run_study
+    from pareto_energy.trials import read_machine, seal, unseal
+    study = Study('moved', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=3))
+    for n in (3, 4): run_study(replace(study, trials=n))
+    assert not any('reference workload' in str(w.message) for w in recwarn), 'the same machine'
+    events = [unseal(line) for line in study.log_path.read_bytes().splitlines()]
+    study.log_path.write_bytes(b''.join(seal(e | dict(joules=1.) if e['event'] == 'reference' else e) + b'\n' for e in events))
+    with pytest.warns(UserWarning, match='The reference workload takes 0.00 times the joules'): run_study(replace(study, trials=5))
+    assert [r['joules'] == 1. for r in read_machine(study.log_path, 'reference')] == [True, True, False], 'at the start, and whenever the study goes on'
