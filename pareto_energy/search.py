@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 import moocore, numpy as np, pandas as pd
-from .comparison import surfaces
+from .comparison import attainment_surfaces
 from .conventions import lookup, record, write_text
 from .datasets import dataset
 from .mobo import Search
@@ -363,7 +363,7 @@ def attained(
 ) -> pd.DataFrame: # strategy, level, utility, joules
     "Attainment surfaces of each strategy by the true means of what it trained."
     names = dict.fromkeys(s['strategy'] for s in searches)
-    return pd.concat([surfaces([_true_models(table, s) for s in searches if s['strategy'] == n], levels).assign(strategy=n) for n in names], ignore_index=True)
+    return pd.concat([attainment_surfaces([_true_models(table, s) for s in searches if s['strategy'] == n], levels).assign(strategy=n) for n in names], ignore_index=True)
 
 # %% ../nbs/13_search.ipynb #q01
 ASKED = Space(lr=Ordered([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordered([16, 32, 64, 128, 256, 512, 1024]), width=Ordered([4, 8, 16, 32, 64, 128, 256]), depth=Ordered([1, 2, 3, 4]), optimiser=Choice(['adam', 'sgd']))
