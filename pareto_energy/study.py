@@ -427,7 +427,8 @@ def _run_rest(study, join, client, watch, workers):
             with closing(watched(jobs)) as seen: converse(seen, place, stopping)
         earlier = [] if join else readings(log.contents.machine, 'reference')
         run(one_reading(study, log, kind) for kind in ('reference', 'idle') if kind == 'idle' or earlier)
-        if (now := readings(log.contents.machine, 'reference')[len(earlier):]) and earlier: check_pace(earlier, now[-1])
+        now = readings(log.contents.machine, 'reference')
+        if 0 < len(earlier) < len(now): check_pace(earlier, now[-1])
         for left, jobs in ((trials_left, trial_jobs), (retraining_left, retraining_jobs)):
             while left(study, log.trials) and not stopping():
                 before = log.size

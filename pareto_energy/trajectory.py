@@ -171,11 +171,10 @@ def trajectory_improvement(
     starts, ends, steps = every(zero + far, front_cost), every(front_cost, zero), every(zero, steps)
     above = torch.relu(best[..., None] - steps)
     right = torch.minimum((ends - cost[..., None]).clamp_min(0.), ends - starts)
-    area = lambda above, right: torch.linalg.vecdot(above, right)
+    area = torch.linalg.vecdot
     from_here = area(above, right)
     until_next = from_here[..., :-1] - area(above[..., :-1, :], right[..., 1:, :])
     return torch.cat([torch.zeros_like(cost[..., :1]), until_next.cumsum(-1)], -1) + from_here
-
 
 # %% ../nbs/07_trajectory.ipynb #t21
 class ImprovementPerJoule(AcquisitionFunction):
