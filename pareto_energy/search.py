@@ -8,7 +8,7 @@ __all__ = ['WORKLOADS', 'CELLS', 'EPOCHS', 'SEEDS', 'OWN', 'SEARCHERS', 'ABLATIO
            'search_table', 'benchmark', 'reaching', 'against_joules', 'attained', 'asking_seconds']
 
 # %% ../nbs/13_search.ipynb #s03
-import itertools, json, math, time, warnings
+import itertools, json, math, statistics, time, warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -379,23 +379,26 @@ def asking_seconds(
     runs:int=100, # that the searcher knows
     repeats:int=3,
     epochs:int=60, # of a whole run
-) -> list: # strategy, runs, median, least and most seconds of one suggestion
-    "How long each searcher takes for one suggestion."
+) -> list: # strategy, runs; seconds of a suggestion: mean of ten in a row (median, least and most over the repeats), and the longest of all
+    "How long each searcher takes for a suggestion."
     import torch
     torch.set_num_threads(1)
     return [dict(strategy=name, runs=runs, **_spread([_asked(name, seed, runs, epochs) for seed in range(-1, repeats)][1:])) for name in names]
 
-def _spread(seconds): return dict(median=float(np.median(seconds)), least=min(seconds), most=max(seconds))
+def _spread(seconds): # a list for each repeat
+    means = [statistics.mean(s) for s in seconds]
+    return dict(median=statistics.median(means), least=min(means), most=max(means), longest=max(map(max, seconds)))
 
 def _asked(name, seed, runs, epochs):
-    "Seconds of one suggestion after so many runs, all but the last of them Sobol' points; a negative seed warms up on a few."
+    "Seconds of each of ten suggestions after so many runs, all but the last of them Sobol' points; a negative seed warms up on a few."
     runs, rng = 8 if seed < 0 else runs, np.random.default_rng(abs(seed))
-    searcher = SEARCHERS[name](SimpleNamespace(space=ASKED, epochs=epochs), abs(seed), runs - 1)
+    searcher, seconds = SEARCHERS[name](SimpleNamespace(space=ASKED, epochs=epochs), abs(seed), runs - 1), []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for _ in range(runs):
-            c, length = searcher.ask()[0], int(rng.integers(1, epochs + 1))
+        for _ in range(runs + 10):
+            start = time.perf_counter()
+            c = searcher.ask()[0]
+            seconds.append(time.perf_counter() - start)
+            length = int(rng.integers(1, epochs + 1))
             searcher.tell(c, length, *_formula(c, length, rng))
-        start = time.perf_counter()
-        searcher.ask()
-    return time.perf_counter() - start
+    return seconds[runs:]
