@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 'STEP', 'SERVED', 'NEAR', 'THINKING_ON', 'OVER_BUDGET',
-           'QUICK', 'trajectory', 'STRATEGIES', 'GENTLE', 'JUDGED_FROM', 'checkpoints', 'bounded', 'log_epoch',
-           'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw', 'trajectory_improvement',
-           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol',
-           'thought_joules', 'how_many', 'since_thought', 'candidates', 'think', 'think_on', 'affordable', 'plan_run',
-           'go_on']
+           'QUICK', 'BUDGET', 'trajectory', 'STRATEGIES', 'GENTLE', 'JUDGED_FROM', 'checkpoints', 'bounded',
+           'log_epoch', 'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw',
+           'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect',
+           'worthwhile', 'short_sobol', 'thought_joules', 'how_many', 'since_thought', 'candidates', 'think',
+           'think_on', 'affordable', 'plan_run', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -339,7 +339,7 @@ def candidates(
     return sobol_points(space, n, seed) + near
 
 # %% ../nbs/07_trajectory.ipynb #a02
-THINKING_ON, OVER_BUDGET = 'trajectory: thinking on', 'sobol: thinking would cost more than training' # where such suggestions come from
+THINKING_ON, OVER_BUDGET = 'trajectory: thinking on', 'sobol: thinking would go over its budget' # where such suggestions come from
 
 def think(search:Search, trials:list) -> Suggestion:
     "The best run of all."
@@ -363,17 +363,17 @@ def think_on(
     return Suggestion(configurations[i], THINKING_ON, acquisition.draws.grid[e], prospect(acquisition, x[i]))
 
 # %% ../nbs/07_trajectory.ipynb #a07
-QUICK = .5 # seconds of the processor, about what a thought takes
+QUICK, BUDGET = .5, 1/3 # seconds of the processor, about what a first thought takes; joules of thinking, as a share of training's
 
 def affordable(
     trials:list, # of a search
     source:str='trajectory', # or THINKING_ON
 ) -> bool:
-    "Would thinking, with this thought at its expected joules, have cost no more than training?"
+    "Would thinking, with this thought at its expected joules, have kept to its budget?"
     if any(t.label == 'simulated' or 'joules' not in t.origin for t in trials): return True
     known = thought_joules(trials, source)
     thinking, training = sum(t.origin['joules'] for t in trials), sum(t.spent for t in trials)
-    return thinking + (np.mean(known) if known else _first_thought(trials)) <= training
+    return thinking + (np.mean(known) if known else _first_thought(trials)) <= BUDGET*training
 
 def _first_thought(trials):
     runs = [t for t in trials if t.status == 'finished']
