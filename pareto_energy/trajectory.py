@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 'STEP', 'SERVED', 'NEAR', 'THINKING_ON', 'OVER_BUDGET',
-           'QUICK', 'BUDGET', 'trajectory', 'STRATEGIES', 'GENTLE', 'JUDGED_FROM', 'checkpoints', 'bounded',
-           'log_epoch', 'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw',
-           'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect',
-           'worthwhile', 'short_sobol', 'thought_joules', 'how_many', 'since_thought', 'candidates', 'think',
-           'think_on', 'affordable', 'plan_run', 'go_on']
+           'QUICK', 'BUDGET', 'trajectory', 'STRATEGIES', 'GENTLE', 'checkpoints', 'bounded', 'log_epoch',
+           'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw', 'trajectory_improvement',
+           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol',
+           'thought_joules', 'how_many', 'since_thought', 'candidates', 'think', 'think_on', 'affordable', 'plan_run',
+           'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -392,7 +392,7 @@ trajectory = learned(plan_run, short_sobol)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
 
 # %% ../nbs/07_trajectory.ipynb #t27
-GENTLE, JUDGED_FROM = .1, 3 # share of `worth` that the rest of a run must promise; checkpoint
+GENTLE = .1 # share of `worth` that the rest of a run must promise
 
 def go_on(
     search:Search,
@@ -401,8 +401,8 @@ def go_on(
     seed:int,
 ) -> bool:
     "Is the rest of a run worth its energy?"
-    epoch, grid = len(running.run['utility']), checkpoints(search.epochs)
-    if epoch not in grid[JUDGED_FROM - 1:-1] or len(trials) < search.initial: return True
+    epoch = len(running.run['utility'])
+    if epoch not in checkpoints(search.epochs)[:-1] or len(trials) < search.initial: return True
     with fitting(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)

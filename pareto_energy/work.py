@@ -15,7 +15,7 @@ from .energy import MeterError, idle, measure, meter_of, reference_workload
 from .machines import Base, base_of, calibrated_meter
 from .mobo import Search, Suggestion
 from .training import Run, TrainingFailed, train
-from .trajectory import JUDGED_FROM, QUICK, STRATEGIES, checkpoints, go_on
+from .trajectory import QUICK, STRATEGIES, checkpoints, go_on
 from .trials import Trial
 from .warm import warmed
 
@@ -80,7 +80,7 @@ def may_go_on(trial:Trial, search:Search) -> bool:
     return trial.origin['source'].startswith('sobol') and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worth_it(search, trial, earlier):
-    thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[JUDGED_FROM - 1:-1]
+    thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[:-1]
     def look(utility, joules):
         if len(utility) not in marks: return True
         so_far = joules()
