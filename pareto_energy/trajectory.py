@@ -166,7 +166,9 @@ def draw(
     def data(trials):
         x, utility, at, rate, noise = learning_data(search, trials, failed)
         return (torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1), utility), (encoding(at), rate, noise)
-    return Draws(search, encoding, *map(_paths, (search.smooth, ANY), data(done[:fitted_at(len(done))]), data([*done, *running])), checkpoints(search.epochs))
+    earlier, now = done[:fitted_at(len(done))], [*done, *running]
+    learned = data(earlier)
+    return Draws(search, encoding, *map(_paths, (search.smooth, ANY), learned, data(now) if len(now) > len(earlier) else learned), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
