@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'TRAINING', 'DROPOUT', 'SPACES', 'MEANINGLESS', 'PLAIN', 'DEFAULTS', 'Float', 'Int', 'Choice', 'Ordered',
-           'Space', 'from_unit', 'sobol', 'adopt', 'with_ranges', 'as_parameter', 'as_space', 'describe',
+           'Space', 'from_unit', 'centre', 'sobol', 'adopt', 'with_ranges', 'as_parameter', 'as_space', 'describe',
            'family_space']
 
 # %% ../nbs/02_space.ipynb #c03
@@ -116,6 +116,12 @@ def from_unit(
     "Place a point of the unit cube, with an equal share for every option of a choice."
     share = lambda p, u: min(int(u*len(p.options)), len(p.options) - 1) if isinstance(p, Choice) else u
     return space.decode([share(p, u) for p, u in zip(space.values(), point)])
+
+def centre(
+    space:Space,
+) -> dict: # a configuration
+    "Numbers in the middle of their ranges, choices at the first that is named."
+    return space.decode([0 if isinstance(p, Choice) else .5 for p in space.values()])
 
 def sobol(
     space:Space,

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 'STEP', 'SERVED', 'NEAR', 'THINKING_ON', 'OVER_BUDGET',
-           'QUICK', 'BUDGET', 'trajectory', 'STRATEGIES', 'GENTLE', 'checkpoints', 'bounded', 'log_epoch',
+           'QUICK', 'BUDGET', 'trajectory', 'STRATEGIES', 'GENTLE', 'DEAR', 'checkpoints', 'bounded', 'log_epoch',
            'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw', 'trajectory_improvement',
-           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_sobol',
+           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_runs',
            'thought_joules', 'how_many', 'since_thought', 'candidates', 'think', 'think_on', 'affordable', 'plan_run',
-           'go_on']
+           'too_dear', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -26,7 +26,7 @@ from gpytorch.constraints import GreaterThan
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from .mobo import FINAL_POINT, UNFIT, Search, Suggestion, energy_noise, fitting, learned, maximise, one_hot_encoding, sobol, to_unit
 from .pareto import front, points
-from .space import from_unit, sobol as sobol_points
+from .space import centre, from_unit, sobol as sobol_points
 
 # %% ../nbs/07_trajectory.ipynb #t06
 def checkpoints(
@@ -300,9 +300,10 @@ def _inferred(search, draws, done):
     with torch.no_grad(): imagined = draws.cost(everywhere).mean(0).max().item()
     return dict(utility=min(min(t.run['utility']) for t in done), joules=10**(.1 + max(imagined, max(math.log10(t.run['joules'][-1]) for t in done))))
 
-def short_sobol(search:Search, trials:list, seed:int) -> Suggestion:
-    "The next Sobol' point, trained for the root of the epochs."
-    return replace(sobol(search, trials, seed), epochs=math.ceil(math.sqrt(search.epochs)))
+def short_runs(search:Search, trials:list, seed:int) -> Suggestion:
+    "The centre of the space, then Sobol' points, trained for the root of the epochs."
+    first = Suggestion(centre(search.space), 'centre')
+    return replace(sobol(search, trials, seed) if trials else first, epochs=math.ceil(math.sqrt(search.epochs)))
 
 # %% ../nbs/07_trajectory.ipynb #a01
 SERVED, NEAR = 8, .1 # runs that a thought serves, at most; spread of the points around the front, in the unit cube
@@ -390,11 +391,20 @@ def plan_run(search:Search, trials:list, seed:int) -> Suggestion:
     if not affordable(trials, THINKING_ON if goes_on else 'trajectory'): return replace(sobol(search, trials, seed), source=OVER_BUDGET)
     return think_on(search, before, since, seed*100_003 + len(trials)) if goes_on else think(search, trials)
 
-trajectory = learned(plan_run, short_sobol)
+trajectory = learned(plan_run, short_runs)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
 
 # %% ../nbs/07_trajectory.ipynb #t27
 GENTLE = .1 # share of `worth` that the rest of a run must promise
+
+DEAR = 2 # times the joules of the cheapest run
+
+def too_dear(
+    trials:list, # of the initial design
+    run:dict, # under way
+) -> bool:
+    "Has a run of the initial design cost more than its share?"
+    return len(run['joules']) > 1 and run['joules'][-1] >= DEAR*min((t.spent for t in trials if t.status == 'finished'), default=math.inf)
 
 def go_on(
     search:Search,
@@ -404,7 +414,8 @@ def go_on(
 ) -> bool:
     "Is the rest of a run worth its energy?"
     epoch = len(running.run['utility'])
-    if epoch not in checkpoints(search.epochs)[:-1] or len(trials) < search.initial: return True
+    if epoch not in checkpoints(search.epochs)[:-1]: return True
+    if len(trials) < search.initial: return not too_dear(trials, running.run)
     with fitting(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)

@@ -15,7 +15,7 @@ from .energy import MeterError, idle, measure, meter_of, reference_workload
 from .machines import Base, base_of, calibrated_meter
 from .mobo import Search, Suggestion
 from .training import Run, TrainingFailed, train
-from .trajectory import QUICK, STRATEGIES, checkpoints, go_on
+from .trajectory import QUICK, STRATEGIES, checkpoints, go_on, too_dear
 from .trials import Trial
 from .warm import warmed
 
@@ -71,13 +71,13 @@ def looks(
 ): # function of the utilities so far, and of a function that reads the joules so far; or None
     "Whether a run under way should go on."
     if 'expected' in trial.origin: return _worth_it(search, trial, earlier) if search.worth else None
-    return _quick(_planned(trial, search), search.epochs) if may_go_on(trial, search) else None
+    return _short(search, trial, earlier) if may_go_on(trial, search) else None
 
 def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
 
 def may_go_on(trial:Trial, search:Search) -> bool:
     "Was a run of the initial design planned short, and can it be asked?"
-    return trial.origin['source'].startswith('sobol') and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
+    return trial.origin['source'].startswith(('centre', 'sobol')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worth_it(search, trial, earlier):
     thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[:-1]
@@ -88,11 +88,13 @@ def _worth_it(search, trial, earlier):
         return rest <= thought or go_on(search, earlier, replace(trial, run=dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1)), trial.seed)
     return look
 
-def _quick(planned, longest):
-    times = []
+def _short(search, trial, earlier):
+    times, marks = [], checkpoints(search.epochs)
     def look(utility, joules):
         times.append(time.process_time())
-        return len(times) < planned or (times[-1] - times[0])/(len(times) - 1)*longest < QUICK
+        n = len(times)
+        if n > 1 and (times[-1] - times[0])/(n - 1)*search.epochs < QUICK: return True
+        return n < _planned(trial, search) and not (n in marks and too_dear(earlier, dict(joules=joules())))
     return look
 
 # %% ../nbs/07_work.ipynb #t01b
