@@ -18,7 +18,7 @@ from .comparison import attainment_surfaces
 from .conventions import lookup, record, write_text
 from .datasets import dataset
 from .mobo import Search
-from .space import DEFAULTS, Choice, Int, Ordered, Space, sobol as sobol_points
+from .space import DEFAULTS, Choice, Int, Ordered, Space, centre, sobol as sobol_points
 from .training import train
 from .trajectory import ANY, STRATEGIES, checkpoints, go_on
 from .trials import Trial
@@ -215,8 +215,8 @@ def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in space.items()}
 
 class Optuna:
-    "A sampler of Optuna."
-    def __init__(self, sampler, table, seed, initial):
+    "A sampler of Optuna; from the centre, that is the first run."
+    def __init__(self, sampler, table, seed, initial, from_centre=False):
         optuna = _need('optuna')
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=initial), gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=initial),
@@ -224,7 +224,7 @@ class Optuna:
         self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
         d = optuna.distributions
         self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Choice) else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordered) else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
-        for c in sobol_points(self.space, initial, seed): self.study.enqueue_trial(_to_indices(self.space, c))
+        for c in [centre(self.space)]*from_centre + sobol_points(self.space, initial, seed)[from_centre:]: self.study.enqueue_trial(_to_indices(self.space, c))
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
@@ -257,7 +257,7 @@ class Ax:
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
 ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False), 'trajectory-no-centre': partial(OnTrajectories, centre=False)}
-SEARCHERS |= ABLATIONS
+SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(Optuna, 'gp', from_centre=True)}
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
 
