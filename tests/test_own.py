@@ -17,7 +17,7 @@ from pareto_energy import Study
 
 def train(configuration):
     for epoch in range(1, 9):
-        if configuration['lr'] > .5 and configuration['hangs']: time.sleep(60)
+        if configuration['lr'] > .6 and configuration['hangs']: time.sleep(60)
         yield 1 - configuration['lr']/epoch
 
 study = Study(train, dict(lr=(.1, 1.), hangs=%s), 'toy', trials=6, initial=4, fresh_seeds=2, worth=0., meter='simulated', %s)
@@ -47,7 +47,7 @@ def test_a_loop_that_hangs_is_a_failed_trial(tmp_path):
     done = python(TOY % (True, 'deadline=.5, cap=.5') + 'study.run()', tmp_path)
     assert done.returncode == 0, done.stderr
     trials = read_trials(tmp_path/'data/toy/trials.jsonl').values()
-    assert len(trials) == 6 and all((t.configuration['lr'] > .5) == (t.status == 'failed') for t in trials)
+    assert len(trials) == 6 and all((t.configuration['lr'] > .6) == (t.status == 'failed') for t in trials)
     assert all('stopped in train' in t.reason for t in trials if t.status == 'failed') and any(t.status == 'failed' for t in trials)
 
 
