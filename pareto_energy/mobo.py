@@ -33,7 +33,7 @@ from .space import Choice, Space, from_unit, sobol as sobol_points
 class Search:
     "What a strategy is asked to search."
     space: Space
-    initial: int = 5 # Sobol' points before the strategy thinks
+    initial: int = 5 # trials before the strategy thinks
     epochs: int = 1 # of the longest run
     reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
     alpha: float = .15 # weight of the joules of a run against its improvement
