@@ -302,8 +302,8 @@ def _inferred(search, draws, done):
 
 def short_runs(search:Search, trials:list, seed:int) -> Suggestion:
     "The centre of the space, then Sobol' points, trained for the root of the epochs."
-    first = Suggestion(centre(search.space), 'centre')
-    return replace(sobol(search, trials, seed) if trials else first, epochs=math.ceil(math.sqrt(search.epochs)))
+    run = sobol(search, trials, seed) if trials else Suggestion(centre(search.space), 'centre')
+    return replace(run, epochs=math.ceil(math.sqrt(search.epochs)))
 
 # %% ../nbs/07_trajectory.ipynb #a01
 SERVED, NEAR = 8, .1 # runs that a thought serves, at most; spread of the points around the front, in the unit cube
@@ -401,10 +401,10 @@ DEAR = 2 # times the joules of the cheapest run
 
 def too_dear(
     trials:list, # of the initial design
-    run:dict, # under way
+    joules:list, # of a run under way, up to each epoch
 ) -> bool:
     "Has a run of the initial design cost more than its share?"
-    return len(run['joules']) > 1 and run['joules'][-1] >= DEAR*min((t.spent for t in trials if t.status == 'finished'), default=math.inf)
+    return len(joules) > 1 and joules[-1] >= DEAR*min((t.spent for t in trials if t.status == 'finished'), default=math.inf)
 
 def go_on(
     search:Search,
@@ -415,7 +415,7 @@ def go_on(
     "Is the rest of a run worth its energy?"
     epoch = len(running.run['utility'])
     if epoch not in checkpoints(search.epochs)[:-1]: return True
-    if len(trials) < search.initial: return not too_dear(trials, running.run)
+    if len(trials) < search.initial: return not too_dear(trials, running.run['joules'])
     with fitting(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)

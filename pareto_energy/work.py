@@ -94,7 +94,7 @@ def _short(search, trial, earlier):
         times.append(time.process_time())
         n = len(times)
         if n > 1 and (times[-1] - times[0])/(n - 1)*search.epochs < QUICK: return True
-        return n < _planned(trial, search) and not (n in marks and too_dear(earlier, dict(joules=joules())))
+        return n < _planned(trial, search) and not (n in marks and too_dear(earlier, joules()))
     return look
 
 # %% ../nbs/07_work.ipynb #t01b
