@@ -15,7 +15,7 @@ from .conventions import study_folder
 from .datasets import dataset
 from .pareto import front, points, representatives
 from .space import DEFAULTS
-from .training import fresh, one_run, scores_of, tensors
+from .training import SIZES, fresh, one_run, scores_of, tensors
 from .trials import KEY, SCHEMA, TrialLog, read_study, seal
 from .zoo import loss_of
 
@@ -79,18 +79,23 @@ def loop_overhead(
     families:dict, # family -> dataset
     seconds:float=.4, # of a bare run, about
     turns:int=9,
-) -> list: # for each family and batch: median and quartiles of the ratio to the bare loop
+) -> list: # for each family, size and batch: median and quartiles of the ratio to the bare loop
     "Seconds of the study's loop and of a DataLoader's, as multiples of a bare loop's."
     torch.set_num_threads(1)
-    return [row for family, name in families.items() for batch in (DEFAULTS[family]['batch'], LARGE) for row in _overhead(meter, family, name, batch, seconds, turns)]
+    return [dict(family=family, size=size, batch=batch, **row) for family, name in families.items() for size, c in _sizes(family).items() for batch in (c['batch'], LARGE)
+        for row in _overhead(meter, family, c | dict(batch=batch), dataset(name), seconds, turns)]
 
-def _overhead(meter, family, name, batch, seconds, turns):
-    data, c = dataset(name), DEFAULTS[family] | dict(batch=batch)
+def _sizes(family):
+    "Its default configuration, and that of its smallest network."
+    knob, values = SIZES[family]
+    return dict(default=DEFAULTS[family]) | ({} if knob == 'fraction' else dict(small=DEFAULTS[family] | {knob: values[0]}))
+
+def _overhead(meter, family, c, data, seconds, turns):
     epochs = max(2, round(seconds/min(_bare(family, c, data, 1, 0) for _ in range(2))))
     readings = np.array([(_bare(family, c, data, epochs, s), *_metered(family, c, data, epochs, s, meter), _with_loader(family, c, data, epochs, s)) for s in range(turns)])
     for what, times in zip(('epochs', 'epochs and evaluations', 'DataLoader'), readings[:, 1:].T):
         low, median, high = np.quantile(times/readings[:, 0], [.25, .5, .75])
-        yield dict(family=family, dataset=name, batch=batch, what=what, ratio=median, lower_quartile=low, upper_quartile=high)
+        yield dict(dataset=data.name, what=what, ratio=median, lower_quartile=low, upper_quartile=high)
 
 # %% ../nbs/12_benchmark.ipynb #t01
 def thread_ratios(

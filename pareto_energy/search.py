@@ -245,7 +245,7 @@ class Ax:
             return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1), parameter_type='int') if isinstance(p, Ordered) else configs.RangeParameterConfig(name=n, bounds=(p.low, p.high), parameter_type='int', scaling='log')
         self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
-        self.first = [_to_indices(self.space, c) for c in sobol_points(self.space, initial, seed)]
+        self.first = [_to_indices(self.space, c) for c in [centre(self.space), *sobol_points(self.space, initial, seed)[1:]]]
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)

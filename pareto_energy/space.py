@@ -247,5 +247,5 @@ DEFAULTS = dict(
     cnn=PLAIN | dict(channels=24, depth=3, kernel=3, dropout=.1),
     resnet=PLAIN | dict(channels=16, depth=3, dropout=.1),
     gru=PLAIN | dict(lr=.01, width=64, depth=1, dropout=.1),
-    transformer=PLAIN | dict(width=64, depth=1, heads=4, patch=4, dropout=.3),
+    transformer=PLAIN | dict(width=64, depth=2, heads=4, patch=4, dropout=.3),
     gbdt=dict(lr=.07, trees=8, leaves=31, l2=.1, bins=255, threads=1, fraction=1., shrink=1))
