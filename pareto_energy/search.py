@@ -214,6 +214,10 @@ def _to_indices(space, configuration):
 def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in space.items()}
 
+def _initial_design(space, n, seed, from_centre):
+    "Sobol' points as indices, or the centre in the place of the first."
+    return [_to_indices(space, c) for c in [centre(space)]*from_centre + sobol_points(space, n, seed)[from_centre:]]
+
 class Optuna:
     "A sampler of Optuna; from the centre, that is the first run."
     def __init__(self, sampler, table, seed, initial, from_centre=False):
@@ -224,7 +228,7 @@ class Optuna:
         self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
         d = optuna.distributions
         self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Choice) else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordered) else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
-        for c in [centre(self.space)]*from_centre + sobol_points(self.space, initial, seed)[from_centre:]: self.study.enqueue_trial(_to_indices(self.space, c))
+        for c in _initial_design(self.space, initial, seed, from_centre): self.study.enqueue_trial(c)
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
@@ -245,7 +249,7 @@ class Ax:
             return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1), parameter_type='int') if isinstance(p, Ordered) else configs.RangeParameterConfig(name=n, bounds=(p.low, p.high), parameter_type='int', scaling='log')
         self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
-        self.first = [_to_indices(self.space, c) for c in [centre(self.space), *sobol_points(self.space, initial, seed)[1:]]]
+        self.first = _initial_design(self.space, initial, seed, True)
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)
