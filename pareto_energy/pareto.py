@@ -63,17 +63,17 @@ def inside(
     "The points that count."
     return table[(table.utility > reference['utility']) & (table.joules < reference['joules'])]
 
-LITTLE = .01 # less utility
+LITTLE = (.01, .02) # less utility
 
 def representatives(
     front:pd.DataFrame, # with columns utility and joules, and a unique index
     n:int, # how many at most
     reference:dict, # utility and joules
 ) -> pd.DataFrame: # some of its rows, cheapest first
-    "The point of highest utility, the cheapest that is nearly as good, and those that add most hypervolume to them."
+    "The point of highest utility, the cheapest that are nearly as good, and those that add most hypervolume to them."
     count = inside(front, reference)
-    nearly = count[count.utility >= count.utility.max() - LITTLE]
-    taken = list(dict.fromkeys([*count.utility.nlargest(1).index, *nearly.joules.nsmallest(1).index]))[:n]
+    cheapest = lambda less: count.joules[count.utility >= count.utility.max() - less].nsmallest(1).index
+    taken = list(dict.fromkeys(i for less in (0, *LITTLE) for i in cheapest(less)))[:n]
     while len(taken) < min(n, len(count)):
         taken.append(max(count.index.difference(taken), key=lambda i: hypervolume(count.loc[[*taken, i]], reference)))
     return count.loc[taken].sort_values('joules')
