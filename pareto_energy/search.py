@@ -6,7 +6,7 @@
 __all__ = ['WORKLOADS', 'CELLS', 'EPOCHS', 'SEEDS', 'OWN', 'SEARCHERS', 'ABLATIONS', 'WHOLE_RUNS', 'INITIAL', 'SEEDS_TO_COMPARE',
            'ASKED', 'Table', 'zeus_table', 'ecnas_table', 'train_all', 'own_table', 'with_epochs', 'OnTrajectories',
            'OnFinalPoints', 'Optuna', 'Ax', 'search_table', 'benchmark', 'reaching', 'others_on_all', 'against_joules',
-           'beside_best', 'attained', 'asking_seconds']
+           'same_seeds', 'beside_best', 'attained', 'asking_seconds']
 
 # %% ../nbs/13_search.ipynb #s03
 import itertools, json, math, statistics, time, warnings
@@ -364,6 +364,16 @@ def against_joules(
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_search.ipynb #s26
+def same_seeds(
+    tables:list, # of dicts, as `benchmark` keeps them
+    names:list, # in SEARCHERS
+) -> list: # of dicts
+    "The tables with those seeds only that each of the searches had."
+    def paired(searches):
+        seeds = set.intersection(*({s['seed'] for s in searches if s['strategy'] == n} for n in names))
+        return [s for s in searches if s['seed'] in seeds]
+    return [t | dict(searches=paired(t['searches'])) for t in tables]
+
 def beside_best(
     tables:list, # of dicts, as `benchmark` keeps them
     others:list, # names in SEARCHERS
