@@ -369,10 +369,11 @@ def same_seeds(
     names:list, # in SEARCHERS
 ) -> list: # of dicts
     "The tables with those seeds only that each of the searches had."
-    def paired(searches):
-        seeds = set.intersection(*({s['seed'] for s in searches if s['strategy'] == n} for n in names))
-        return [s for s in searches if s['seed'] in seeds]
-    return [t | dict(searches=paired(t['searches'])) for t in tables]
+    def paired(table):
+        seeds = set.intersection(*({s['seed'] for s in table['searches'] if s['strategy'] == n} for n in names))
+        if not seeds: raise ValueError(f"{table['table']} has no seed of all of {', '.join(names)}: search it with each of them (benchmark), or leave the table out.")
+        return table | dict(searches=[s for s in table['searches'] if s['seed'] in seeds])
+    return [paired(t) for t in tables]
 
 def beside_best(
     tables:list, # of dicts, as `benchmark` keeps them
