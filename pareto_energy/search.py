@@ -10,7 +10,7 @@ __all__ = ['WORKLOADS', 'CELLS', 'EPOCHS', 'SEEDS', 'OWN', 'SEARCHERS', 'ABLATIO
 
 # %% ../nbs/13_search.ipynb #s03
 import itertools, json, math, statistics, time, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import moocore, numpy as np, pandas as pd
 from .comparison import attainment_surfaces
 from .conventions import lookup, record, write_text
 from .datasets import dataset
-from .mobo import Search
+from .mobo import Search, sobol
 from .space import DEFAULTS, Choice, Int, Ordered, Space, centre, sobol as sobol_points
 from .training import train
 from .trajectory import ANY, STRATEGIES, checkpoints, go_on
@@ -91,8 +91,8 @@ def zeus_table(
     curves = {b: np.array([_staircase(r, epochs, floor, sign) for _, r in g.groupby(apart) if r.target_epoch.notna().any()]) for b, g in train.groupby('batch_size')}
     rates = {(p.batch_size, p.power_limit): p.time_per_epoch*p.average_power for p in power.itertuples() if len(curves.get(p.batch_size, ()))}
     if not rates: raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are unknown.')
-    values = lambda i: Ordered(sorted({k[i] for k in rates}))
-    return Table(f'{workload} on {gpu}', Space(batch=values(0), power=values(1)), epochs, rates, {k: curves[k[0]] for k in rates}, floor)
+    values = lambda i: sorted({k[i] for k in rates})
+    return Table(f'{workload} on {gpu}', Space(batch=Ordered(values(0)), power=Ordered(values(1), system=True)), epochs, rates, {k: curves[k[0]] for k in rates}, floor)
 
 # %% ../nbs/13_search.ipynb #e01
 CELLS = {4: 'ecnas_4v_full.csv', 5: 'ecnas_5v_measured_4epochs.csv'} # vertices -> file
@@ -176,14 +176,15 @@ def _draw(table, key, rng):
 
 # %% ../nbs/13_search.ipynb #s11
 class OnTrajectories:
-    "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre, the first is a Sobol' point, too."
-    def __init__(self, table, seed, initial, stop=True, centre=True, **changes):
-        self.search, self.seed, self.trials, self.stop, self.centre = Search(table.space, initial, table.epochs, **changes), seed, [], stop, centre
+    "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' points, and without `system` no parameter is known to leave the utility as it is."
+    def __init__(self, table, seed, initial, stop=True, centre=True, system=True, **changes):
+        space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
+        self.search, self.seed, self.trials, self.stop, self.centre = Search(space, initial, table.epochs, **changes), seed, [], stop, centre
 
     def ask(self): # configuration, epochs
         plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
-        first = not self.trials and not self.centre
-        return sobol_points(self.search.space, 1, self.seed)[0] if first else plan.configuration, plan.epochs or self.search.epochs
+        anew = not self.centre and len(self.trials) < self.search.initial
+        return (sobol(self.search, self.trials, self.seed) if anew else plan).configuration, plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         return self.stop and not go_on(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules), self.seed)
@@ -216,8 +217,8 @@ def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in space.items()}
 
 def _initial_design(space, n, seed, from_centre):
-    "Sobol' points as indices, or the centre in the place of the first."
-    return [_to_indices(space, c) for c in [centre(space)]*from_centre + sobol_points(space, n, seed)[from_centre:]]
+    "Sobol' points as indices, after the centre if there is one."
+    return [_to_indices(space, c) for c in [centre(space)]*from_centre + sobol_points(space, n - from_centre, seed)]
 
 class Optuna:
     "A sampler of Optuna; from the centre, that is the first run."
@@ -261,7 +262,7 @@ class Ax:
 
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False), 'trajectory-no-centre': partial(OnTrajectories, centre=False)}
+ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False), 'trajectory-no-centre': partial(OnTrajectories, centre=False), 'trajectory-no-system': partial(OnTrajectories, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(Optuna, 'gp', from_centre=True)}
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension

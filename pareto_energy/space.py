@@ -9,7 +9,7 @@ __all__ = ['DATA', 'TRAINING', 'DROPOUT', 'SPACES', 'MEANINGLESS', 'PLAIN', 'DEF
 
 # %% ../nbs/02_space.ipynb #c03
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 from .conventions import lookup
 
@@ -27,6 +27,7 @@ class Float:
     low: float
     high: float
     log: bool = False # spread evenly over orders of magnitude
+    system: bool = False # changes the joules of a run, never its utility
 
     def __post_init__(self): _check_range(self, self.log)
     def _scale(self, value): return math.log(value) if self.log else value
@@ -53,6 +54,7 @@ class Int(Float):
 class Choice:
     "One of several unordered options."
     options: tuple
+    system: bool = False # changes the joules of a run, never its utility
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
@@ -66,6 +68,7 @@ class Choice:
 class Ordered:
     "One of several numbers, evenly spaced in their order."
     options: tuple
+    system: bool = False # changes the joules of a run, never its utility
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
@@ -107,6 +110,10 @@ class Space(dict):
     @property
     def levels(self): # column of each integer or ordered number -> its encoded levels
         return {i: p.levels for i, p in enumerate(self.values()) if isinstance(p, (Int, Ordered))}
+
+    @property
+    def hyper(self): # without the system parameters, which the utility doesn't depend on
+        return Space({name: p for name, p in self.items() if not p.system})
 
 # %% ../nbs/02_space.ipynb #c14
 def from_unit(
@@ -157,9 +164,9 @@ def with_ranges(
         if not isinstance(values, (list, tuple)):
             new.fixed[name] = _one_value(name, p, values)
             del new[name]
-        elif isinstance(p, (Choice, Ordered)): new[name] = type(p)([lookup(v, p.options, f'option of {name}') for v in values])
+        elif isinstance(p, (Choice, Ordered)): new[name] = replace(p, options=[lookup(v, p.options, f'option of {name}') for v in values])
         elif len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
-        else: new[name] = type(p)(*values, log=p.log)
+        else: new[name] = replace(p, low=values[0], high=values[1])
     if not new: raise ValueError('Every hyper-parameter is fixed, so there is nothing to search: give at least one of them a range.')
     return new
 
@@ -200,14 +207,14 @@ def describe(
     space:Space,
 ) -> list: # one row for each parameter
     "A space as a table."
-    kind = lambda p: f"{type(p).__name__.lower()}{', log' if getattr(p, 'log', False) else ''}"
+    kind = lambda p: f"{type(p).__name__.lower()}{', log' if getattr(p, 'log', False) else ''}{', system' if p.system else ''}"
     span = lambda p: ', '.join(map(str, p.options)) if isinstance(p, (Choice, Ordered)) else f'{p.low:g} to {p.high:g}'
     return [dict(parameter=name, kind=kind(p), range=span(p)) for name, p in space.items()] + [dict(parameter=name, kind='fixed', range=str(v)) for name, v in space.fixed.items()]
 
 # %% ../nbs/02_space.ipynb #c24
 DATA = dict(fraction=Float(.1, 1., log=True), shrink=Choice([1, 2, 4]))
 TRAINING = dict(lr=Float(3e-4, 1e-1, log=True), batch=Int(16, 1024, log=True), optimiser=Choice(['adam', 'sgd']), schedule=Choice(['constant', 'inverse_sqrt']),
-    weight_decay=Float(1e-6, 1e-2, log=True), precision=Choice(['float32', 'bfloat16']), threads=Choice([1, 2]), **DATA)
+    weight_decay=Float(1e-6, 1e-2, log=True), precision=Choice(['float32', 'bfloat16']), threads=Choice([1, 2], system=True), **DATA)
 DROPOUT = Float(0., .5)
 SPACES = dict(
     logistic=Space(TRAINING),
@@ -217,7 +224,7 @@ SPACES = dict(
     resnet=Space(TRAINING, channels=Int(4, 32, log=True), depth=Int(1, 4), dropout=DROPOUT),
     gru=Space(TRAINING, width=Int(8, 128, log=True), depth=Int(1, 2), dropout=DROPOUT),
     transformer=Space(TRAINING, width=Choice([16, 32, 64]), depth=Int(1, 3), heads=Choice([1, 2, 4]), patch=Choice([2, 4]), dropout=DROPOUT),
-    gbdt=Space(DATA, lr=Float(3e-2, 1., log=True), trees=Int(1, 16, log=True), leaves=Int(4, 128, log=True), l2=Float(1e-3, 1e1, log=True), bins=Choice([32, 255]), threads=Choice([1, 2])))
+    gbdt=Space(DATA, lr=Float(3e-2, 1., log=True), trees=Int(1, 16, log=True), leaves=Int(4, 128, log=True), l2=Float(1e-3, 1e1, log=True), bins=Choice([32, 255]), threads=Choice([1, 2], system=True)))
 
 # %% ../nbs/02_space.ipynb #c25
 MEANINGLESS = dict(table=('shrink', 'patch'), text=('patch',))

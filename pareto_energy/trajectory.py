@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 'STEP', 'NEAR', 'LIGHT_DRAWS', 'LIGHT', 'OVER_BUDGET',
-           'QUICK', 'THOUGHTS', 'trajectory', 'STRATEGIES', 'GENTLE', 'DEAR', 'checkpoints', 'bounded', 'log_epoch',
-           'learning_data', 'Draws', 'fit_logarithm', 'smooth_kernel', 'fitted_at', 'draw', 'trajectory_improvement',
-           'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect', 'worthwhile', 'short_runs',
-           'known_to_thought', 'candidates', 'think', 'think_lightly', 'thought_joules', 'affordable', 'plan_run',
-           'too_dear', 'go_on']
+           'QUICK', 'THOUGHTS', 'trajectory', 'STRATEGIES', 'GENTLE', 'RIVAL', 'DEAR', 'checkpoints', 'bounded',
+           'log_epoch', 'learning_data', 'Draws', 'surrogate_inputs', 'fit_logarithm', 'smooth_kernel', 'fitted_at',
+           'draw', 'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run',
+           'prospect', 'worthwhile', 'short_runs', 'known_to_thought', 'candidates', 'new_runs', 'think',
+           'think_lightly', 'thought_joules', 'affordable', 'plan_run', 'too_dear', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -80,9 +80,9 @@ DRAWS = 64
 class Draws:
     "Functions drawn from the surrogates."
     search: Search
-    encoding: object # one-hot encoding of the choices
-    of_utility: object # function of (n, d + 1) points
-    of_rate: object # function of (n, d) points: log10 joules per epoch
+    inputs: tuple # functions of (n, d) encoded configurations: what the utility, and what the energy depends on
+    of_utility: object # function of such inputs and a log epoch
+    of_rate: object # function of such inputs: log10 joules per epoch
     grid: list # of epochs
 
     def utility(self,
@@ -90,14 +90,23 @@ class Draws:
     ) -> torch.Tensor: # (draws, n, epochs of the grid)
         "Utility of whole trajectories."
         when = torch.tensor(log_epoch(self.grid, self.search.epochs))
-        at = torch.cat([self.encoding(x)[:, None].expand(-1, len(when), -1), when[None, :, None].expand(len(x), -1, 1)], -1)
+        at = torch.cat([self.inputs[0](x)[:, None].expand(-1, len(when), -1), when[None, :, None].expand(len(x), -1, 1)], -1)
         return self.of_utility(at.flatten(0, 1)).reshape(-1, len(x), len(when))
 
     def cost(self,
         x:torch.Tensor, # (n, d) encoded configurations
     ) -> torch.Tensor: # (draws, n, epochs of the grid) log10 J
         "Energy up to each epoch."
-        return self.of_rate(self.encoding(x)).reshape(-1, len(x))[..., None] + torch.log10(torch.tensor(self.grid, dtype=torch.double))
+        return self.of_rate(self.inputs[1](x)).reshape(-1, len(x))[..., None] + torch.log10(torch.tensor(self.grid, dtype=torch.double))
+
+# %% ../nbs/07_trajectory.ipynb #s01
+def surrogate_inputs(
+    space, # a Space
+) -> tuple: # functions of (n, d) encoded configurations: what the utility, and what the energy depends on
+    "Choices as one column for each option, and no system parameters where the utility is meant."
+    kept = [i for i, p in enumerate(space.values()) if not p.system]
+    of_hyper = one_hot_encoding(space.hyper)
+    return lambda x: of_hyper(x[..., kept]), one_hot_encoding(space)
 
 # %% ../nbs/07_trajectory.ipynb #k01
 ANY = .025 # least lengthscale that BoTorch allows
@@ -164,15 +173,15 @@ def draw(
     n:int=DRAWS, # functions
 ) -> Draws:
     "Fit both surrogates, and draw from them."
-    encoding = one_hot_encoding(search.space)
+    inputs = of_utility, of_energy = surrogate_inputs(search.space)
     def data(trials, failed):
         x, utility, at, rate, noise = learning_data(search, trials, failed)
-        return (torch.cat([encoding(x[:, :-1]), x[:, -1:]], -1), utility), (encoding(at), rate, noise)
+        return (torch.cat([of_utility(x[:, :-1]), x[:, -1:]], -1), utility), (of_energy(at), rate, noise)
     known, lost = fitted or (done, failed)
     earlier, now = (known[:fitted_at(len(known))], lost), ([*done, *running], failed)
     seen = data(*now)
     learned = (None, None) if not known else seen if earlier == now else data(*earlier)
-    return Draws(search, encoding, *map(_paths, (search.smooth, ANY), learned, seen, (n, n)), checkpoints(search.epochs))
+    return Draws(search, inputs, *map(_paths, (search.smooth, ANY), learned, seen, (n, n)), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
@@ -229,9 +238,17 @@ class ImprovementPerJoule(AcquisitionFunction):
         gain = trajectory_improvement(cost - self.dearest, utility - self.worst, self.front_cost, self.front_utility)
         return gain.mean(0), (10**cost).mean(0)
 
-    def scores(self, x): # (n, epochs of the grid)
-        gain, joules = self.improvement(x)
-        return gain.clamp_min(1e-12).log() - self.draws.search.alpha*joules.log()
+    def of_rest(self,
+        point:torch.Tensor, # (d,) encoded configuration
+        after:int, # epochs that are done already
+    ) -> tuple: # (lengths beyond them,) hypervolume, and joules
+        "What the rest of a run is expected to add, and to cost."
+        left = torch.tensor(self.draws.grid) > after
+        with torch.no_grad(): gain, joules = (a[0] for a in self.improvement(point[None]))
+        return gain[left], joules[left] - (joules[~left][-1] if after else 0.)
+
+    def per_joule(self, gain, joules): return gain.clamp_min(1e-12).log() - self.draws.search.alpha*joules.log()
+    def scores(self, x): return self.per_joule(*self.improvement(x)) # (n, epochs of the grid)
 
     @t_batch_mode_transform(expected_q=1)
     def forward(self, X): return self.scores(X[:, 0]).max(-1).values
@@ -277,11 +294,8 @@ def prospect(
 ) -> dict|None: # gain: share of the hypervolume; cost: share of the joules so far; at the length with the best ratio; None where nothing is covered yet
     "What the best length of a run, or of the rest of it, would bring."
     if acquisition.hypervolume <= 1e-9: return None
-    grid = torch.tensor(acquisition.draws.grid)
-    with torch.no_grad(): gain, joules = (a[0] for a in acquisition.improvement(point[None]))
-    left = grid > after
-    done = joules[~left][-1] if after else 0.
-    gain, joules = gain[left]/acquisition.hypervolume, (joules[left] - done)/acquisition.spent
+    gain, joules = acquisition.of_rest(point, after)
+    gain, joules = gain/acquisition.hypervolume, joules/acquisition.spent
     best = (gain/joules.clamp_min(STEP)).argmax()
     return dict(gain=gain[best].item(), cost=joules[best].item())
 
@@ -308,7 +322,7 @@ def _inferred(search, draws, done):
 
 def short_runs(search:Search, trials:list, seed:int) -> Suggestion:
     "The centre of the space, then Sobol' points, trained for the root of the epochs."
-    run = sobol(search, trials, seed) if trials else Suggestion(centre(search.space), 'centre')
+    run = sobol(search, trials[1:], seed) if trials else Suggestion(centre(search.space), 'centre')
     return replace(run, epochs=math.ceil(math.sqrt(search.epochs)))
 
 # %% ../nbs/07_trajectory.ipynb #a01
@@ -332,6 +346,15 @@ def candidates(
     near = [from_unit(space, np.clip(centres[i % len(centres)] + NEAR*rng.normal(size=len(space)), 0., 1 - 1e-9)) for i in range(n)]
     return sobol_points(space, n, seed) + near
 
+def new_runs(
+    space, # a Space
+    trials:list, # finished ones, the last one last
+    seed:int,
+) -> torch.Tensor: # (n, d) encoded configurations
+    "All configurations of a small space, candidates of a large one."
+    every = whole_space(space)
+    return torch.tensor(np.array([space.encode(c) for c in candidates(space, trials, seed)])) if every is None else every
+
 # %% ../nbs/07_trajectory.ipynb #a02
 LIGHT, OVER_BUDGET = 'trajectory: light thought', 'sobol: thinking would go over its budget' # where such suggestions come from
 
@@ -344,11 +367,10 @@ def think(search:Search, trials:list) -> Suggestion:
 def think_lightly(search:Search, trials:list, seed:int) -> Suggestion:
     "The best of some runs, with nothing fitted anew."
     acquisition = _acquisition(search, trials, fitted=known_to_thought(trials), n=LIGHT_DRAWS)
-    configurations = candidates(search.space, [t for t in trials if t.status == 'finished'], seed)
-    x = torch.tensor(np.array([search.space.encode(c) for c in configurations]))
+    x = new_runs(search.space, [t for t in trials if t.status == 'finished'], seed)
     with torch.no_grad(): scores = acquisition.scores(x)
     i, e = divmod(int(scores.argmax()), scores.shape[1])
-    return Suggestion(configurations[i], LIGHT, acquisition.draws.grid[e])
+    return Suggestion(search.space.decode(x[i].numpy()), LIGHT, acquisition.draws.grid[e])
 
 # %% ../nbs/07_trajectory.ipynb #a07
 QUICK = .5 # seconds of the processor, about what a first thought takes
@@ -383,8 +405,7 @@ trajectory = learned(plan_run, short_runs)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
 
 # %% ../nbs/07_trajectory.ipynb #t27
-GENTLE = .1 # share of `worth` that the rest of a run must promise
-
+GENTLE, RIVAL = .1, .3 # shares of `worth`, and of what the best new run promises, that the rest of a run must promise
 DEAR = 2 # times the joules of the cheapest run
 
 def too_dear(
@@ -408,4 +429,7 @@ def go_on(
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)
         except UNFIT: return True
-        return worthwhile(prospect(acquisition, torch.tensor(search.space.encode(running.configuration)), epoch), search.worth*GENTLE)
+        point, others = torch.tensor(search.space.encode(running.configuration)), new_runs(search.space, [*(t for t in trials if t.status == 'finished'), so_far], seed)
+        rest = acquisition.per_joule(*acquisition.of_rest(point, epoch)).max()
+        with torch.no_grad(): best = acquisition.scores(others).max()
+        return bool(rest >= best + math.log(RIVAL)) and worthwhile(prospect(acquisition, point, epoch), search.worth*GENTLE)
