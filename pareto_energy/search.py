@@ -217,8 +217,8 @@ def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordered) else values[n] for n, p in space.items()}
 
 def _initial_design(space, n, seed, from_centre):
-    "Sobol' points as indices, after the centre if there is one."
-    return [_to_indices(space, c) for c in [centre(space)]*from_centre + sobol_points(space, n - from_centre, seed)]
+    "Sobol' points as indices, or the centre in the place of the first."
+    return [_to_indices(space, c) for c in [centre(space)]*from_centre + sobol_points(space, n, seed)[from_centre:]]
 
 class Optuna:
     "A sampler of Optuna; from the centre, that is the first run."

@@ -399,7 +399,7 @@ def plan_run(search:Search, trials:list, seed:int) -> Suggestion:
     "The run, a configuration and a number of epochs, with the best prospect per joule, as far as thinking about it is worth its own joules."
     if affordable(trials, 'trajectory'): return think(search, trials)
     if affordable(trials, LIGHT): return think_lightly(search, trials, seed*100_003 + len(trials))
-    return replace(sobol(search, trials, seed), source=OVER_BUDGET)
+    return replace(sobol(search, trials[1:], seed), source=OVER_BUDGET)
 
 trajectory = learned(plan_run, short_runs)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
