@@ -240,9 +240,9 @@ class ImprovementPerJoule(AcquisitionFunction):
 
     def of_rest(self,
         point:torch.Tensor, # (d,) encoded configuration
-        after:int, # epochs that are done already
+        after:int=0, # epochs that are done already
     ) -> tuple: # (lengths beyond them,) hypervolume, and joules
-        "What the rest of a run is expected to add, and to cost."
+        "What a run, or the rest of it, is expected to add, and to cost."
         left = torch.tensor(self.draws.grid) > after
         with torch.no_grad(): gain, joules = (a[0] for a in self.improvement(point[None]))
         return gain[left], joules[left] - (joules[~left][-1] if after else 0.)
@@ -289,12 +289,11 @@ STEP = .05 # share of the joules so far; what costs less counts as much
 
 def prospect(
     acquisition:ImprovementPerJoule,
-    point:torch.Tensor, # (d,) encoded configuration
-    after:int=0, # epochs that are done already
+    gain:torch.Tensor, # (lengths of a run, or of the rest of it,) hypervolume
+    joules:torch.Tensor, # (the same lengths,)
 ) -> dict|None: # gain: share of the hypervolume; cost: share of the joules so far; at the length with the best ratio; None where nothing is covered yet
-    "What the best length of a run, or of the rest of it, would bring."
+    "What the best length would bring."
     if acquisition.hypervolume <= 1e-9: return None
-    gain, joules = acquisition.of_rest(point, after)
     gain, joules = gain/acquisition.hypervolume, joules/acquisition.spent
     best = (gain/joules.clamp_min(STEP)).argmax()
     return dict(gain=gain[best].item(), cost=joules[best].item())
@@ -362,7 +361,7 @@ def think(search:Search, trials:list) -> Suggestion:
     "The best run of all."
     acquisition = _acquisition(search, trials)
     point, epochs = best_run(acquisition)
-    return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs, prospect(acquisition, point))
+    return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs, prospect(acquisition, *acquisition.of_rest(point)))
 
 def think_lightly(search:Search, trials:list, seed:int) -> Suggestion:
     "The best of some runs, with nothing fitted anew."
@@ -430,6 +429,6 @@ def go_on(
         try: acquisition = _acquisition(search, trials, so_far)
         except UNFIT: return True
         point, others = torch.tensor(search.space.encode(running.configuration)), new_runs(search.space, [*(t for t in trials if t.status == 'finished'), so_far], seed)
-        rest = acquisition.per_joule(*acquisition.of_rest(point, epoch)).max()
+        rest = acquisition.of_rest(point, epoch)
         with torch.no_grad(): best = acquisition.scores(others).max()
-        return bool(rest >= best + math.log(RIVAL)) and worthwhile(prospect(acquisition, point, epoch), search.worth*GENTLE)
+        return bool(acquisition.per_joule(*rest).max() >= best + math.log(RIVAL)) and worthwhile(prospect(acquisition, *rest), search.worth*GENTLE)
