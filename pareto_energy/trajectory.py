@@ -347,12 +347,12 @@ def candidates(
 
 def new_runs(
     space, # a Space
-    trials:list, # finished ones, the last one last
+    trials:list, # the last one last
     seed:int,
 ) -> torch.Tensor: # (n, d) encoded configurations
     "All configurations of a small space, candidates of a large one."
-    every = whole_space(space)
-    return torch.tensor(np.array([space.encode(c) for c in candidates(space, trials, seed)])) if every is None else every
+    if (every := whole_space(space)) is not None: return every
+    return torch.tensor(np.array([space.encode(c) for c in candidates(space, [t for t in trials if t.status == 'finished'], seed)]))
 
 # %% ../nbs/07_trajectory.ipynb #a02
 LIGHT, OVER_BUDGET = 'trajectory: light thought', 'sobol: thinking would go over its budget' # where such suggestions come from
@@ -366,7 +366,7 @@ def think(search:Search, trials:list) -> Suggestion:
 def think_lightly(search:Search, trials:list, seed:int) -> Suggestion:
     "The best of some runs, with nothing fitted anew."
     acquisition = _acquisition(search, trials, fitted=known_to_thought(trials), n=LIGHT_DRAWS)
-    x = new_runs(search.space, [t for t in trials if t.status == 'finished'], seed)
+    x = new_runs(search.space, trials, seed)
     with torch.no_grad(): scores = acquisition.scores(x)
     i, e = divmod(int(scores.argmax()), scores.shape[1])
     return Suggestion(search.space.decode(x[i].numpy()), LIGHT, acquisition.draws.grid[e])
@@ -398,7 +398,7 @@ def plan_run(search:Search, trials:list, seed:int) -> Suggestion:
     "The run, a configuration and a number of epochs, with the best prospect per joule, as far as thinking about it is worth its own joules."
     if affordable(trials, 'trajectory'): return think(search, trials)
     if affordable(trials, LIGHT): return think_lightly(search, trials, seed*100_003 + len(trials))
-    return replace(sobol(search, trials[1:], seed), source=OVER_BUDGET)
+    return replace(short_runs(search, trials, seed), epochs=None, source=OVER_BUDGET)
 
 trajectory = learned(plan_run, short_runs)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
@@ -428,7 +428,7 @@ def go_on(
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)
         except UNFIT: return True
-        point, others = torch.tensor(search.space.encode(running.configuration)), new_runs(search.space, [*(t for t in trials if t.status == 'finished'), so_far], seed)
-        rest = acquisition.of_rest(point, epoch)
-        with torch.no_grad(): best = acquisition.scores(others).max()
-        return bool(acquisition.per_joule(*rest).max() >= best + math.log(RIVAL)) and worthwhile(prospect(acquisition, *rest), search.worth*GENTLE)
+        rest = acquisition.of_rest(torch.tensor(search.space.encode(running.configuration)), epoch)
+        if not worthwhile(prospect(acquisition, *rest), search.worth*GENTLE): return False
+        with torch.no_grad(): best = acquisition.scores(new_runs(search.space, [*trials, so_far], seed)).max()
+        return bool(acquisition.per_joule(*rest).max() >= best + math.log(RIVAL))
