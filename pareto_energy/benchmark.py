@@ -15,7 +15,7 @@ from .conventions import study_folder
 from .datasets import dataset
 from .pareto import front, points, representatives
 from .space import DEFAULTS
-from .training import SIZES, fresh, one_run, scores_of, tensors
+from .training import SIZES, fresh, one_run, optimiser_for, scores_of, tensors
 from .trials import KEY, SCHEMA, TrialLog, read_study, seal
 from .zoo import loss_of
 
@@ -50,15 +50,16 @@ def _timed(action):
 
 def _bare(family, configuration, data, epochs, seed):
     "Train and keep nothing."
-    model, optimiser, generator = fresh(family, configuration, data, seed, 'cpu')
+    model, _, generator = fresh(family, configuration, data, seed, 'cpu')
+    optimiser = optimiser_for(model.parameters(), configuration, fused=True)
     features, targets = tensors(data, 'train', 'cpu')
     batches = lambda: ((features[i], targets[i]) for i in torch.randperm(len(targets), generator=generator).split(configuration['batch']))
     return _timed(lambda: [_steps(family, data, model, optimiser, batches()) for _ in range(epochs)])
 
 def _with_loader(family, configuration, data, epochs, seed):
     "Train from a DataLoader; its settings, the optimiser's and the threads as they are by default."
-    model, fused, generator = fresh(family, configuration, data, seed, 'cpu')
-    optimiser = type(fused)(model.parameters(), **{name: fused.defaults[name] for name in ('lr', 'weight_decay', 'momentum') if name in fused.defaults})
+    model, _, generator = fresh(family, configuration, data, seed, 'cpu')
+    optimiser = optimiser_for(model.parameters(), configuration)
     loader = DataLoader(TensorDataset(*tensors(data, 'train', 'cpu')), configuration['batch'], shuffle=True, generator=generator)
     torch.set_num_threads(os.cpu_count())
     try: return _timed(lambda: [_steps(family, data, model, optimiser, loader) for _ in range(epochs)])
