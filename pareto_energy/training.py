@@ -67,10 +67,10 @@ def as_vector(
 def optimiser_for(
     parameters, # one tensor, or several
     configuration:dict, # 'optimiser', 'lr', and 'weight_decay' where the space has one
-    **more, # of torch's optimiser
+    fused:bool|None=None, # the whole step as one kernel; None: as torch decides
 ) -> torch.optim.Optimizer:
     "Adam with decoupled weight decay, or stochastic gradient descent with momentum 0.9."
-    common = dict(lr=configuration['lr'], weight_decay=configuration.get('weight_decay', 0.)) | more
+    common = dict(lr=configuration['lr'], weight_decay=configuration.get('weight_decay', 0.), fused=fused)
     return torch.optim.AdamW(parameters, **common) if configuration['optimiser'] == 'adam' else torch.optim.SGD(parameters, momentum=.9, **common)
 
 def set_rate(
