@@ -7,8 +7,8 @@ __all__ = ['POINTS', 'RUNS', 'DECADES', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 
            'OVER_BUDGET', 'QUICK', 'THOUGHTS', 'trajectory', 'STRATEGIES', 'GENTLE', 'RIVAL', 'DEAR', 'checkpoints',
            'bounded', 'log_epoch', 'learning_data', 'Draws', 'surrogate_inputs', 'fit_logarithm', 'smooth_kernel',
            'fitted_at', 'draw', 'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising',
-           'best_run', 'prospect', 'worthwhile', 'short_runs', 'known_to_thought', 'candidates', 'new_runs', 'think',
-           'think_lightly', 'thought_joules', 'affordable', 'plan_run', 'too_dear', 'go_on']
+           'best_run', 'prospect', 'worthwhile', 'short_epochs', 'short_runs', 'known_to_thought', 'candidates',
+           'new_runs', 'think', 'think_lightly', 'thought_joules', 'affordable', 'plan_run', 'too_dear', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -322,10 +322,14 @@ def _inferred(search, draws, done):
     with torch.no_grad(): imagined = draws.cost(everywhere).mean(0).max().item()
     return dict(utility=min(min(t.run['utility']) for t in done), joules=10**(.1 + max(imagined, max(math.log10(t.run['joules'][-1]) for t in done))))
 
+def short_epochs(search:Search, trials:list) -> int:
+    "The root of the epochs for the first run, the fourth root for the others."
+    return math.ceil(search.epochs**(.25 if trials else .5))
+
 def short_runs(search:Search, trials:list, seed:int) -> Suggestion:
-    "The centre of the space, trained for the root of the epochs, then Sobol' points, for the root of that."
+    "The centre of the space, then Sobol' points, not trained for long."
     run = sobol(search, trials[1:], seed) if trials else Suggestion(centre(search.space), 'centre')
-    return replace(run, epochs=math.ceil(search.epochs**(.25 if trials else .5)))
+    return replace(run, epochs=short_epochs(search, trials))
 
 # %% ../nbs/07_trajectory.ipynb #a01
 NEAR, LIGHT_DRAWS = .1, 16 # spread of the points around the front, in the unit cube; functions drawn for a light thought

@@ -7,9 +7,11 @@ __all__ = ['runs_of_front', 'warm_start', 'warmed']
 
 # %% ../nbs/07_warm.ipynb #c03
 import itertools
+from dataclasses import replace
 from .mobo import Search, Suggestion
 from .pareto import chosen, points
 from .space import Space, adopt
+from .trajectory import short_epochs
 
 # %% ../nbs/07_warm.ipynb #c05
 def runs_of_front(
@@ -41,7 +43,11 @@ def warm_start(
 # %% ../nbs/07_warm.ipynb #c07b
 def warmed(
     search:Search,
-    n:int, # trials so far
+    trials:list, # of this search, so far
+    strategy:str, # a name in `trajectory.STRATEGIES`
 ) -> Suggestion|None: # None where it isn't the example's turn
-    "The example's next run: every second one, until they are used up."
-    return search.warm[n//2] if n % 2 and n//2 < len(search.warm) else None
+    "The example's next run: every second one, until they are used up; of `trajectory` no longer than the Sobol' points."
+    n = len(trials)
+    if not n % 2 or n//2 >= len(search.warm): return None
+    run = search.warm[n//2]
+    return replace(run, epochs=min(run.epochs, short_epochs(search, trials))) if strategy == 'trajectory' else run

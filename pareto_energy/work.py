@@ -57,7 +57,7 @@ def ask(
     "The strategy's next configuration, metered."
     torch.set_num_threads(protocol.threads)
     with protocol.metered.window() as window:
-        told = search.given[len(earlier)] if len(earlier) < len(search.given) else warmed(search, len(earlier))
+        told = search.given[len(earlier)] if len(earlier) < len(search.given) else warmed(search, earlier, strategy)
         suggestion = told or STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k))}
@@ -77,7 +77,7 @@ def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
 
 def may_go_on(trial:Trial, search:Search) -> bool:
     "Was a run of the initial design planned short, and can it be asked?"
-    return trial.origin['source'].startswith(('centre', 'sobol')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
+    return trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol', 'warm start')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worth_it(search, trial, earlier):
     thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[:-1]
