@@ -176,15 +176,17 @@ def _draw(table, key, rng):
 
 # %% ../nbs/13_search.ipynb #s11
 class OnTrajectories:
-    "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' points, and without `system` no parameter is known to leave the utility as it is."
-    def __init__(self, table, seed, initial, stop=True, centre=True, system=True, **changes):
+    "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' points, without `brief` these are as long as the centre's run, and without `system` no parameter is known to leave the utility as it is."
+    def __init__(self, table, seed, initial, stop=True, centre=True, brief=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
-        self.search, self.seed, self.trials, self.stop, self.centre = Search(space, initial, table.epochs, **changes), seed, [], stop, centre
+        self.search, self.seed, self.trials = Search(space, initial, table.epochs, **changes), seed, []
+        self.stop, self.centre, self.brief = stop, centre, brief
 
     def ask(self): # configuration, epochs
         plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
-        anew = not self.centre and len(self.trials) < self.search.initial
-        return (sobol(self.search, self.trials, self.seed) if anew else plan).configuration, plan.epochs or self.search.epochs
+        initial = len(self.trials) < self.search.initial
+        configuration = (sobol(self.search, self.trials, self.seed) if initial and not self.centre else plan).configuration
+        return configuration, math.ceil(math.sqrt(self.search.epochs)) if initial and not self.brief else plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         return self.stop and not go_on(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules), self.seed)
@@ -262,7 +264,7 @@ class Ax:
 
 # %% ../nbs/13_search.ipynb #s14
 SEARCHERS = {name: partial(OnFinalPoints, name) for name in STRATEGIES} | dict(trajectory=OnTrajectories, ax=Ax) | {f'optuna-{s}': partial(Optuna, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False), 'trajectory-no-centre': partial(OnTrajectories, centre=False), 'trajectory-no-system': partial(OnTrajectories, system=False)}
+ABLATIONS = {'trajectory-not-smooth': partial(OnTrajectories, smooth=ANY), 'trajectory-no-cost': partial(OnTrajectories, alpha=0.), 'trajectory-no-stopping': partial(OnTrajectories, stop=False), 'trajectory-no-centre': partial(OnTrajectories, centre=False), 'trajectory-not-brief': partial(OnTrajectories, brief=False), 'trajectory-no-system': partial(OnTrajectories, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(Optuna, 'gp', from_centre=True)}
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
@@ -380,12 +382,13 @@ def beside_best(
     tables:list, # of dicts, as `benchmark` keeps them
     others:list, # names in SEARCHERS
     measure:str='share', # or 'share_of_all_epochs'
-) -> pd.DataFrame: # a row for each table: what `trajectory` and the best of the others need to 95 %, and their shares at the end
+    share:float=.95, # of the true hypervolume
+) -> pd.DataFrame: # a row for each table: what `trajectory` and the best of the others need to the share, and their shares at the end
     "`trajectory` beside the best of the others on each table, chosen with hindsight."
     def row(searches):
-        needs = reaching([s for s in searches if s['strategy'] in ('trajectory', *others)], measure=measure).set_index('strategy')
+        needs = reaching([s for s in searches if s['strategy'] in ('trajectory', *others)], share, measure).set_index('strategy')
         ours, rest = needs.loc['trajectory'], needs.drop('trajectory')
-        return {'ours, runs to 95 %': ours.runs, 'best other': rest.runs.min(), 'ratio of runs': ours.runs/rest.runs.min(), 'ours, MJ to 95 %': ours.joules/1e6, 'best other (MJ)': rest.joules.min()/1e6,
+        return {f'ours, runs to {100*share:.0f} %': ours.runs, 'best other': rest.runs.min(), 'ratio of runs': ours.runs/rest.runs.min(), f'ours, MJ to {100*share:.0f} %': ours.joules/1e6, 'best other (MJ)': rest.joules.min()/1e6,
             'ratio of joules': ours.joules/rest.joules.min(), 'ours at the end': ours.share, 'best other at the end': rest.share.max()}
     return pd.DataFrame({t['table']: row(t['searches']) for t in tables}).T.rename_axis('table').fillna(math.inf)
 
