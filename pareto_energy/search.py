@@ -21,7 +21,7 @@ from .datasets import dataset
 from .mobo import Search, sobol
 from .space import DEFAULTS, Choice, Int, Ordered, Space, centre, sobol as sobol_points
 from .training import train
-from .trajectory import ANY, STRATEGIES, checkpoints, go_on
+from .trajectory import ANY, STRATEGIES, checkpoints, go_on, short_epochs
 from .trials import Trial
 
 # %% ../nbs/13_search.ipynb #s05
@@ -186,7 +186,7 @@ class OnTrajectories:
         plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
         initial = len(self.trials) < self.search.initial
         configuration = (sobol(self.search, self.trials, self.seed) if initial and not self.centre else plan).configuration
-        return configuration, math.ceil(math.sqrt(self.search.epochs)) if initial and not self.brief else plan.epochs or self.search.epochs
+        return configuration, short_epochs(self.search, []) if initial and not self.brief else plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         return self.stop and not go_on(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules), self.seed)
