@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARENTS', 'UNFIT', 'FINAL_POINT', 'Search', 'Suggestion', 'random', 'sobol', 'grid', 'to_unit', 'nsga2',
            'energy_noise', 'training_data', 'one_hot_encoding', 'fit_surrogate', 'hypervolume_improvement',
-           'scalarised_improvement', 'maximise', 'fitting', 'after_initial', 'learned']
+           'scalarised_improvement', 'maximise', 'fitting', 'initial_design', 'after_initial', 'where_possible']
 
 # %% ../nbs/07_mobo.ipynb #c03
 import math, warnings
@@ -40,7 +40,8 @@ class Search:
     smooth: float = .6 # least lengthscale of the utility along log epochs, where the longest run is 1
     worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # Suggestions that are trained first
-    warm: tuple = () # Suggestions that take turns with the Sobol' points
+    warm: tuple = () # Suggestions of an earlier study, that take turns with the Sobol' points
+    earlier: tuple = () # for each dataset of an earlier study, its finished trials: what `trajectory` learns from instead
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -181,25 +182,30 @@ def fitting(seed:int):
         warnings.simplefilter('ignore')
         yield
 
+def initial_design(search:Search, trials:list, seed:int) -> Suggestion:
+    "Sobol' points; every second one gives way to a run of an earlier study, while there are any."
+    n = len(trials)
+    return search.warm[n//2] if n % 2 and n//2 < len(search.warm) else sobol(search, trials, seed)
+
 def after_initial(
     strategy, # function of search, trials and seed
-    space_filling=sobol, # of the initial design
+    initial_design=initial_design, # the same
 ):
     "The initial design, then the strategy."
-    return lambda search, trials, seed: space_filling(search, trials, seed) if len(trials) < search.initial else strategy(search, trials, seed)
+    return lambda search, trials, seed: (initial_design if len(trials) < search.initial else strategy)(search, trials, seed)
 
-def learned(
-    strategy, # function of search, trials and seed
-    space_filling=sobol, # of the initial design, and where nothing can be learned
+def where_possible(
+    strategy, # function of search, trials and seed, that learns from the trials
+    space_filling=sobol, # the same, where nothing can be learned
 ):
-    "The initial design, then the strategy where it can learn from the trials."
+    "The strategy where it can learn from the trials."
     def ask(search:Search, trials:list, seed:int) -> Suggestion:
         instead = lambda why: replace(space_filling(search, trials, seed), source=f'sobol: {why}')
         if sum(t.status == 'finished' for t in trials) < 2: return instead('fewer than two finished trials')
         with fitting(seed*100_003 + len(trials)):
             try: return strategy(search, trials, seed)
             except UNFIT as e: return instead(type(e).__name__)
-    return after_initial(ask, space_filling)
+    return ask
 
 # %% ../nbs/07_mobo.ipynb #c17
 def _bayesian(name, acquisition_of):
@@ -209,7 +215,7 @@ def _bayesian(name, acquisition_of):
         pending = torch.tensor(np.array(under_way)) if under_way else None
         point = maximise(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending, search.reference))
         return Suggestion(search.space.decode(point.numpy()), name)
-    return learned(strategy)
+    return after_initial(where_possible(strategy))
 
-FINAL_POINT = dict(qlognehvi=_bayesian('qlognehvi', hypervolume_improvement), qlogparego=_bayesian('qlogparego', scalarised_improvement), nsga2=learned(nsga2),
+FINAL_POINT = dict(qlognehvi=_bayesian('qlognehvi', hypervolume_improvement), qlogparego=_bayesian('qlogparego', scalarised_improvement), nsga2=after_initial(where_possible(nsga2)),
     grid=after_initial(grid), sobol=after_initial(sobol), random=after_initial(random))

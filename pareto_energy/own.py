@@ -204,7 +204,7 @@ class Study(Results, StudyOfFamilies):
         check_names(self, dict(strategies=NAMES['strategies']))
         self.spaces = {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
-    def search(self, name, family): return Search(self.spaces[name, family], self.initial, self.epochs, self._stated, self.worth, given=tuple(Suggestion(c, 'given') for c in self.given), warm=self.warm_runs[name, family])
+    def search(self, name, family): return Search(self.spaces[name, family], self.initial, self.epochs, self._stated, self.worth, given=tuple(Suggestion(c, 'given') for c in self.given), **self.examples[name, family])
 
     @property
     def _stated(self): # the reference point, where the user has stated it

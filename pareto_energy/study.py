@@ -29,7 +29,7 @@ from .pareto import chosen, front, hypervolume, points, reference_points
 from .space import SPACES, family_space
 from .trajectory import STRATEGIES, worthwhile
 from .trials import ATTEMPTS, TrialLog, check_same_source, read_trials, readings
-from .warm import warm_start
+from .warm import earlier_trials, warm_start
 from .work import Protocol, ask, load, read_base, read_now, retrain, source_of, train_family, train_trial
 from .zoo import serves
 
@@ -88,12 +88,13 @@ class Study:
         family:str,
     ) -> Search:
         "What a strategy is asked to search."
-        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth, warm=self.warm_runs[name, family])
+        return Search(self.spaces[name, family], self.initial, self.epochs, self.references[name], self.worth, **self.examples[name, family])
 
     @cached_property
-    def warm_runs(self): # (dataset, family) -> Suggestions
-        earlier = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
-        return {(d, f): warm_start([t for t in earlier if t.family == f], d, s, self.initial//2, self.epochs) for (d, f), s in self.spaces.items()}
+    def examples(self): # (dataset, family) -> how a search with this dataset and family starts
+        trials = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
+        of = {f: [t for t in trials if t.family == f] for _, f in self.spaces}
+        return {(d, f): dict(warm=warm_start(of[f], d, s, self.initial//2, self.epochs), earlier=earlier_trials(of[f], d, s)) for (d, f), s in self.spaces.items()}
 
     @property
     def protocol(self): return Protocol(**{f.name: getattr(self, f.name) for f in fields(Protocol)})
@@ -206,7 +207,7 @@ def one_trial(
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggested(study.protocol, search, strategy, seed, earlier))
-    if not old and not worthwhile(origin.get('expected'), study.worth): return log.append('closed', earlier[-1].key, **origin['expected'], joules=origin['joules'])
+    if not old and number >= search.initial and not worthwhile(origin.get('expected'), study.worth): return log.append('closed', earlier[-1].key, **origin['expected'], joules=origin['joules'])
     log.append('started', key, configuration=configuration, origin=origin, **dict(zip(('label', 'machine'), source)))
     try: event, what = yield train_trial, study.protocol, study.training, log.trials[key], search, earlier
     except Died as e: event, what = 'failed', dict(reason=e.reason, spent=e.spent)

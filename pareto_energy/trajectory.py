@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'RUNS', 'DECADES', 'DRAWS', 'ANY', 'GROWTH', 'EXHAUSTIVE', 'STEP', 'NEAR', 'LIGHT_DRAWS', 'LIGHT',
-           'OVER_BUDGET', 'QUICK', 'THOUGHTS', 'trajectory', 'STRATEGIES', 'GENTLE', 'RIVAL', 'DEAR', 'checkpoints',
-           'bounded', 'log_epoch', 'learning_data', 'Draws', 'surrogate_inputs', 'fit_logarithm', 'smooth_kernel',
-           'fitted_at', 'draw', 'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising',
-           'best_run', 'prospect', 'worthwhile', 'short_epochs', 'short_runs', 'known_to_thought', 'candidates',
-           'new_runs', 'think', 'think_lightly', 'thought_joules', 'affordable', 'plan_run', 'too_dear', 'go_on']
+           'OVER_BUDGET', 'QUICK', 'THOUGHTS', 'planned', 'trajectory', 'STRATEGIES', 'GENTLE', 'RIVAL', 'DEAR',
+           'checkpoints', 'bounded', 'log_epoch', 'learning_data', 'Draws', 'surrogate_inputs', 'fit_logarithm',
+           'smooth_kernel', 'fitted_at', 'Expectation', 'Nothing', 'log_evidence', 'shares_of', 'averaged', 'draw',
+           'trajectory_improvement', 'ImprovementPerJoule', 'whole_space', 'most_promising', 'best_run', 'prospect',
+           'worthwhile', 'short_epochs', 'short_runs', 'known_to_thought', 'candidates', 'new_runs', 'think',
+           'think_lightly', 'thought_joules', 'affordable', 'plan_run', 'first_runs', 'too_dear', 'go_on']
 
 # %% ../nbs/07_trajectory.ipynb #t03
 import math
@@ -24,7 +25,8 @@ from botorch.sampling.pathwise import draw_kernel_feature_paths, draw_matheron_p
 from botorch.utils.transforms import t_batch_mode_transform
 from gpytorch.constraints import GreaterThan
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from .mobo import FINAL_POINT, UNFIT, Search, Suggestion, energy_noise, fitting, learned, maximise, one_hot_encoding, sobol, to_unit
+from gpytorch.settings import skip_posterior_variances
+from .mobo import FINAL_POINT, UNFIT, Search, Suggestion, after_initial, energy_noise, fitting, maximise, one_hot_encoding, sobol, to_unit, where_possible
 from .pareto import front, points
 from .space import centre, from_unit, sobol as sobol_points
 
@@ -157,16 +159,67 @@ def _hyperparameters(kind, *data): # as of a fit to (bytes, shape) of each tenso
 
 _from_prior = partial(draw_kernel_feature_paths, weight_generator=partial(torch.randn, dtype=torch.double))
 
-def _paths(kind, learned, seen, n):
+def _model(kind, learned, seen): # hyperparameters of a fit to the one, conditioned on the other
     model = _gp(kind, *seen)
-    if learned: model.load_state_dict(_hyperparameters(kind, *(None if a is None else (a.numpy().tobytes(), tuple(a.shape)) for a in learned)), strict=False)
+    if learned: model.load_state_dict(_hyperparameters(kind, *map(_as_key, learned)), strict=False)
+    return model
+
+def _as_key(a): return None if a is None else (a.numpy().tobytes(), tuple(a.shape))
+
+def _paths(model, n):
     with torch.no_grad(): paths = draw_matheron_paths(model.eval().requires_grad_(False), torch.Size([n]), prior_sampler=_from_prior)
     for path in paths.values(): path.forward = partial(_all_draws, path)
     return paths
 
 def _all_draws(path, x): return path.weight @ path.feature_map(x).mT + (path.bias_module(x) if path.bias_module else 0.)
 
+# %% ../nbs/07_trajectory.ipynb #e01
+class Expectation:
+    "What the trials of an earlier study let one expect."
+    def __init__(self, kind, *data): # points and values, and variances of these or None
+        self.model = _model(kind, data, data).eval().requires_grad_(False)
+        self.least, self.range = data[1].min(), data[1].max() - data[1].min()
+
+    def of(self,
+        x:torch.Tensor, # (n, d) points
+    ) -> tuple: # the points with what is expected of them beside them, scaled, and as it is, (n, 1)
+        "Inputs of a surrogate of the difference, and what to add to it."
+        with skip_posterior_variances(): mean = self.model.posterior(x).mean
+        return torch.cat([(mean - self.least)/self.range.clamp_min(1e-9), x], -1), mean
+
+class Nothing:
+    "No expectation: what is seen is learned as it is."
+    def of(self, x): return x, torch.zeros(len(x), 1, dtype=x.dtype)
+
+# %% ../nbs/07_trajectory.ipynb #e02
+def log_evidence(
+    model, # in training mode, with the hyperparameters that it has
+) -> float:
+    "Log marginal likelihood of the values, in their own unit."
+    with torch.no_grad(): fit = model.likelihood(model(*model.train_inputs)).log_prob(model.train_targets)
+    return fit.item() - len(model.train_targets)*model.outcome_transform.stdvs.log().item()
+
+def shares_of(
+    evidence:list, # logs
+    n:int, # draws
+) -> list: # of them, for each hypothesis
+    "Draws in proportion to the evidence."
+    weights = torch.tensor(evidence, dtype=torch.double).softmax(0)
+    return torch.cat([torch.zeros(1), weights.cumsum(0)*n]).round().diff().int().tolist()
+
+def averaged(kind, expectations, learned, seen, n): # function of (m, d) points: (n, m) values
+    "Draws from the surrogates that different expectations make, by their evidence."
+    beyond = lambda e, data: data and ((of := e.of(data[0]))[0], data[1] - of[1], *data[2:])
+    models = [_model(kind, beyond(e, learned), beyond(e, seen)) for e in expectations]
+    shares = shares_of([log_evidence(m) for m in models], n) if len(models) > 1 else [n]
+    drawn = [(e, _paths(m, k)) for e, m, k in zip(expectations, models, shares) if k]
+    def values(at): return torch.cat([paths(x) + mean[:, 0] for e, paths in drawn for x, mean in [e.of(at)]])
+    return values
+
 # %% ../nbs/07_trajectory.ipynb #h02
+@lru_cache(maxsize=64)
+def _expectation(kind, *data): return Expectation(kind, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
+
 def draw(
     search:Search,
     done:list, # finished trials
@@ -181,10 +234,12 @@ def draw(
         x, utility, at, rate, noise = learning_data(search, trials, failed)
         return (torch.cat([of_utility(x[:, :-1]), x[:, -1:]], -1), utility), (of_energy(at), rate, noise)
     known, lost = fitted or (done, failed)
-    earlier, now = (known[:fitted_at(len(known))], lost), ([*done, *running], failed)
+    before, now = (known[:fitted_at(len(known))], lost), ([*done, *running], failed)
     seen = data(*now)
-    learned = (None, None) if not known else seen if earlier == now else data(*earlier)
-    return Draws(search, inputs, *map(_paths, ((search.smooth, 1e-8), (ANY, 1.)), learned, seen, (n, n)), checkpoints(search.epochs))
+    learned = (None, None) if not known else seen if before == now else data(*before)
+    kinds, examples = ((search.smooth, 1e-8), (ANY, 1.)), [data([*ts], []) for ts in search.earlier if len(done) < 2*search.initial]
+    expectations = [[Nothing(), *(_expectation(kind, *map(_as_key, example[i])) for example in examples)] for i, kind in enumerate(kinds)]
+    return Draws(search, inputs, *map(averaged, kinds, expectations, learned, seen, (n, n)), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
@@ -407,7 +462,14 @@ def plan_run(search:Search, trials:list, seed:int) -> Suggestion:
     if affordable(trials, LIGHT): return think_lightly(search, trials, seed*100_003 + len(trials))
     return replace(short_runs(search, trials, seed), epochs=None, source=OVER_BUDGET)
 
-trajectory = learned(plan_run, short_runs)
+def first_runs(search:Search, trials:list, seed:int) -> Suggestion:
+    "Short runs; every second one after the centre's is planned where an earlier study lets one expect something."
+    if not search.earlier or len(trials) % 2 or not trials: return short_runs(search, trials, seed)
+    run = planned(search, trials, seed)
+    return replace(run, epochs=run.epochs or short_epochs(search, trials))
+
+planned = where_possible(plan_run, short_runs)
+trajectory = after_initial(planned, first_runs)
 STRATEGIES = dict(trajectory=trajectory, **FINAL_POINT)
 
 # %% ../nbs/07_trajectory.ipynb #t27
@@ -430,7 +492,7 @@ def go_on(
     "Is the rest of a run worth its energy?"
     epoch = len(running.run['utility'])
     if epoch not in checkpoints(search.epochs)[:-1]: return True
-    if len(trials) < search.initial: return not too_dear(trials, running.run['joules'])
+    if len(trials) < search.initial and 'expected' not in running.origin: return not too_dear(trials, running.run['joules'])
     with fitting(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)

@@ -17,7 +17,6 @@ from .mobo import Search, Suggestion
 from .training import Run, TrainingFailed, train
 from .trajectory import QUICK, STRATEGIES, checkpoints, go_on, too_dear
 from .trials import Trial
-from .warm import warmed
 
 # %% ../nbs/07_work.ipynb #p02
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def ask(
     "The strategy's next configuration, metered."
     torch.set_num_threads(protocol.threads)
     with protocol.metered.window() as window:
-        told = search.given[len(earlier)] if len(earlier) < len(search.given) else warmed(search, earlier, strategy)
-        suggestion = told or STRATEGIES[strategy](search, earlier, seed)
+        suggestion = search.given[len(earlier)] if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k))}
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
@@ -77,7 +75,7 @@ def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
 
 def may_go_on(trial:Trial, search:Search) -> bool:
     "Was a run of the initial design planned short, and can it be asked?"
-    return trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol', 'warm start')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
+    return trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worth_it(search, trial, earlier):
     thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), checkpoints(search.epochs)[:-1]

@@ -74,7 +74,7 @@ def test_fifty_kills_change_nothing(tmp_path, smoke):
     with Zygote(tmp_path, parameters | dict(study='whole')) as zygote:
         for _ in range(200):
             enough = lines() + (rng.choice([2, 2, 3]) if attempts() < 3 else 6) # a trial that dies five times is given up
-            if zygote.run(parameters | dict(study='killed'), lambda: lines() >= enough, rng) == 0: break
+            if zygote.run(parameters | dict(study='killed'), lambda: kills < 54 and lines() >= enough, rng) == 0: break
             kills += 1
             inside += any(t.status == 'started' for t in read_trials(log).values())
     print(f'{kills} kills, {inside} of them inside a trial, {len(ends(log))} trials')
@@ -164,9 +164,10 @@ def test_budgets_of_hours_and_joules(home, smoke):
     assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
     smoke['joules'] = None
     assert len(run_study(Study(**smoke))) == 32
-    warmed = Study(**smoke | dict(study='warmed', warm='budgets', initial=4))
-    given = warmed.search('digits', 'mlp').warm
-    assert {s.source for s in given} == {'warm start'} and 1 <= len(given) <= 2
+    warm = Study(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], initial=4))
+    assert 1 <= len(warm.search('digits', 'mlp').warm) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').earlier] == [16]
+    sources = {t.key[2:]: t.origin['source'] for t in run_study(warm)}
+    assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'trajectory', 'sobol', 'trajectory'] and sources['random', 0, 1] == 'warm start'
 
 
 def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke, recwarn):
