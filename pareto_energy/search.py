@@ -6,7 +6,7 @@
 __all__ = ['WORKLOADS', 'CELLS', 'EPOCHS', 'SEEDS', 'OWN', 'SEARCHERS', 'ABLATIONS', 'WHOLE_RUNS', 'INITIAL', 'SEEDS_TO_COMPARE',
            'ASKED', 'Table', 'zeus_table', 'ecnas_table', 'train_all', 'own_table', 'with_epochs', 'OnTrajectories',
            'OnFinalPoints', 'Optuna', 'Ax', 'search_table', 'benchmark', 'reaching', 'others_on_all', 'against_joules',
-           'same_seeds', 'beside_best', 'attained', 'asking_seconds']
+           'same_seeds', 'beside_best', 'attained', 'first_trials', 'warm_searches', 'asking_seconds']
 
 # %% ../nbs/13_search.ipynb #s03
 import itertools, json, math, statistics, time, warnings
@@ -23,6 +23,7 @@ from .space import DEFAULTS, Choice, Int, Ordered, Space, centre, sobol as sobol
 from .training import train
 from .trajectory import ANY, STRATEGIES, checkpoints, go_on, short_epochs
 from .trials import Trial
+from .warm import earlier_trials
 
 # %% ../nbs/13_search.ipynb #s05
 @dataclass
@@ -274,10 +275,11 @@ def search_table(
     name:str, # in SEARCHERS
     seed:int,
     runs:int,
+    **changes, # of the searcher
 ) -> dict: # strategy, seed, and of every run: the number of its configuration in the table, its epochs, and after it the share of the true hypervolume, that with every epoch counted, joules so far, and seconds of asking
     "One search on a table."
     whole_runs = name in WHOLE_RUNS
-    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL)
+    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL, **changes)
     rng, seen, every, spent = np.random.default_rng([seed, 1]), set(), set(), 0.
     out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[], chosen=[])
     for _ in range(runs):
@@ -406,6 +408,35 @@ def attained(
     "Attainment surfaces of each strategy by the true means of what it trained."
     names = dict.fromkeys(s['strategy'] for s in searches)
     return pd.concat([attainment_surfaces([_true_models(table, s) for s in searches if s['strategy'] == n], levels).assign(strategy=n) for n in names], ignore_index=True)
+
+# %% ../nbs/13_search.ipynb #v01
+def first_trials(
+    table:Table,
+    search:dict, # as in `search_table`
+    n:int=12,
+) -> list:
+    "The trials of a search that was kept, drawn as they were."
+    rng, keys = np.random.default_rng([search['seed'], 1]), [table.keys[i] for i in search['chosen'][:n]]
+    drawn = [_draw(table, key, rng) for key in keys]
+    return [_trial(i, dict(zip(table.space, key)), u[:e].tolist(), j[:e].tolist()) for i, (key, (u, j), e) in enumerate(zip(keys, drawn, search['epochs']))]
+
+def warm_searches(
+    tables:dict, # workload -> table
+    examples:dict, # workload -> seed -> trials of a search on another card
+    seeds:list,
+    path:Path, # a .json file, which may hold some of the searches
+    runs:int=25, # of each search
+) -> list: # of dicts, as in `search_table`, with the workload and that of the example
+    "Searches that start from another's trials, of the same workload and of another one, kept in a file."
+    kept, workloads = json.loads(path.read_text(encoding='utf-8')) if path.exists() else [], list(tables)
+    have = {(s['workload'], s['example'], s['seed']) for s in kept}
+    for seed, (i, workload) in itertools.product(seeds, enumerate(workloads)):
+        for example in (workload, workloads[i - 1]):
+            if (workload, example, seed) in have: continue
+            earlier = earlier_trials(examples[example][seed], 'table', tables[workload].space)
+            kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed, runs, earlier=earlier))
+            write_text(path, json.dumps(kept) + '\n')
+    return kept
 
 # %% ../nbs/13_search.ipynb #q01
 ASKED = Space(lr=Ordered([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordered([16, 32, 64, 128, 256, 512, 1024]), width=Ordered([4, 8, 16, 32, 64, 128, 256]), depth=Ordered([1, 2, 3, 4]), optimiser=Choice(['adam', 'sgd']))
