@@ -167,7 +167,7 @@ def test_budgets_of_hours_and_joules(home, smoke):
     warm = Study(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], initial=4))
     assert 1 <= len(warm.search('digits', 'mlp').warm) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').earlier] == [16]
     sources = {t.key[2:]: t.origin['source'] for t in run_study(warm)}
-    assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'trajectory', 'sobol', 'trajectory'] and sources['random', 0, 1] == 'warm start'
+    assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'sobol', 'trajectory', 'sobol'] and sources['random', 0, 1] == 'warm start'
 
 
 def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke, recwarn):
