@@ -153,7 +153,7 @@ def _gp(kind, x, y, noise=None): # kind: least lengthscale of the last dimension
 
 @lru_cache(maxsize=8)
 def _hyperparameters(kind, *data): # as of a fit to (bytes, shape) of each tensor
-    model = _gp(kind, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
+    model = _gp(kind, *map(_from_key, data))
     with fitting(0): fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), optimizer_kwargs=dict(options=dict(maxiter=100, ftol=1e-6)))
     return {name: p.detach() for name, p in model.named_parameters()}
 
@@ -165,6 +165,7 @@ def _model(kind, learned, seen): # hyperparameters of a fit to the one, conditio
     return model
 
 def _as_key(a): return None if a is None else (a.numpy().tobytes(), tuple(a.shape))
+def _from_key(a): return None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1])
 
 def _paths(model, n):
     with torch.no_grad(): paths = draw_matheron_paths(model.eval().requires_grad_(False), torch.Size([n]), prior_sampler=_from_prior)
@@ -207,7 +208,7 @@ def shares_of(
     weights = torch.tensor(evidence, dtype=torch.double).softmax(0)
     return torch.cat([torch.zeros(1), weights.cumsum(0)*n]).round().diff().int().tolist()
 
-def averaged(kind, expectations, learned, seen, n, runs=None): # function of (m, d) points: (n, m) values
+def averaged(kind, expectations, learned, seen, n, runs): # function of (m, d) points: (n, m) values
     "Draws from the surrogates that different expectations make, by their evidence."
     beyond = lambda e, data: data and ((of := e.of(data[0]))[0], data[1] - of[1], *data[2:])
     models = [_model(kind, beyond(e, learned), beyond(e, seen)) for e in expectations]
@@ -218,7 +219,7 @@ def averaged(kind, expectations, learned, seen, n, runs=None): # function of (m,
 
 # %% ../nbs/07_trajectory.ipynb #h02
 @lru_cache(maxsize=64)
-def _expectation(kind, *data): return Expectation(kind, *(None if a is None else torch.frombuffer(bytearray(a[0]), dtype=torch.double).reshape(a[1]) for a in data))
+def _expectation(kind, *data): return Expectation(kind, *map(_from_key, data))
 
 def draw(
     search:Search,

@@ -8,7 +8,7 @@ __all__ = ['runs_of_front', 'related', 'warm_start', 'earlier_trials']
 # %% ../nbs/07_warm.ipynb #c03
 import itertools
 from dataclasses import replace
-from .mobo import Search, Suggestion
+from .mobo import Suggestion
 from .pareto import chosen, points
 from .space import Space, adopt
 
