@@ -201,18 +201,19 @@ def log_evidence(
     return fit.item() - len(model.train_targets)*model.outcome_transform.stdvs.log().item()
 
 def shares_of(
-    evidence:list, # logs
+    evidence:list, # logs; that of no expectation first
     n:int, # draws
 ) -> list: # of them, for each hypothesis
-    "Draws in proportion to the evidence."
-    weights = torch.tensor(evidence, dtype=torch.double).softmax(0)
+    "Half of the draws for the first whatever is seen, the others in proportion to the evidence."
+    weights = torch.tensor(evidence, dtype=torch.double).softmax(0)/2
+    weights[0] += .5
     return torch.cat([torch.zeros(1), weights.cumsum(0)*n]).round().diff().int().tolist()
 
-def averaged(kind, expectations, learned, seen, n, runs): # function of (m, d) points: (n, m) values
+def averaged(kind, expectations, learned, seen, n): # function of (m, d) points: (n, m) values
     "Draws from the surrogates that different expectations make, by their evidence."
     beyond = lambda e, data: data and ((of := e.of(data[0]))[0], data[1] - of[1], *data[2:])
     models = [_model(kind, beyond(e, learned), beyond(e, seen)) for e in expectations]
-    shares = shares_of([log_evidence(m)*runs/len(seen[0]) for m in models], n) if len(models) > 1 else [n]
+    shares = shares_of([log_evidence(m) for m in models], n) if len(models) > 1 else [n]
     drawn = [(e, _paths(m, k)) for e, m, k in zip(expectations, models, shares) if k]
     def values(at): return torch.cat([paths(x) + mean[:, 0] for e, paths in drawn for x, mean in [e.of(at)]])
     return values
@@ -240,7 +241,7 @@ def draw(
     learned = (None, None) if not known else seen if before == now else data(*before)
     kinds, examples = ((search.smooth, 1e-8), (ANY, 1.)), [data([*ts], []) for ts in search.earlier if len(done) < 2*search.initial]
     expectations = [[Nothing(), *(_expectation(kind, *map(_as_key, example[i])) for example in examples)] for i, kind in enumerate(kinds)]
-    return Draws(search, inputs, *(averaged(*parts, n, len(seen[1][0])) for parts in zip(kinds, expectations, learned, seen)), checkpoints(search.epochs))
+    return Draws(search, inputs, *(averaged(*parts, n) for parts in zip(kinds, expectations, learned, seen)), checkpoints(search.epochs))
 
 # %% ../nbs/07_trajectory.ipynb #t18
 def trajectory_improvement(
