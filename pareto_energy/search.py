@@ -168,8 +168,8 @@ def _apart(configuration):
     rest = dict(configuration)
     return rest, rest.pop('epochs', 1)
 
-def _trial(number, configuration, utility, joules):
-    return Trial('table', 'table', 'table', 0, number, configuration, {}, 'measured', 'table', 'finished', dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
+def _trial(number, configuration, utility, joules, **origin):
+    return Trial('table', 'table', 'table', 0, number, configuration, origin, 'measured', 'table', 'finished', dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
 
 def _draw(table, key, rng):
     runs, joules = table.runs[key], table.rates[key]*np.arange(1, table.epochs + 1)
@@ -184,13 +184,14 @@ class OnTrajectories:
         self.stop, self.centre, self.brief = stop, centre, brief
 
     def ask(self): # configuration, epochs
-        plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
+        self.plan = plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
         initial = len(self.trials) < self.search.initial
         configuration = (sobol(self.search, self.trials, self.seed) if initial and not self.centre else plan).configuration
         return configuration, short_epochs(self.search, []) if initial and not self.brief else plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
-        return self.stop and not go_on(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules), self.seed)
+        origin = dict(expected=self.plan.expected) if self.plan.expected else {}
+        return self.stop and not go_on(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules, **origin), self.seed)
 
     def tell(self, configuration, epochs, utility, joules): self.trials.append(_trial(len(self.trials), configuration, utility, joules))
 
