@@ -184,10 +184,10 @@ class OnTrajectories:
         self.stop, self.centre, self.brief = stop, centre, brief
 
     def ask(self): # configuration, epochs
-        self.plan = plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
+        self.plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
         initial = len(self.trials) < self.search.initial
-        configuration = (sobol(self.search, self.trials, self.seed) if initial and not self.centre else plan).configuration
-        return configuration, short_epochs(self.search, []) if initial and not self.brief else plan.epochs or self.search.epochs
+        configuration = (sobol(self.search, self.trials, self.seed) if initial and not self.centre else self.plan).configuration
+        return configuration, short_epochs(self.search, []) if initial and not self.brief else self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         origin = dict(expected=self.plan.expected) if self.plan.expected else {}
