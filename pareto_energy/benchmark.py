@@ -11,7 +11,7 @@ import json, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from torch.utils.data import DataLoader, TensorDataset
-from .conventions import study_folder
+from .conventions import output_folder, study_path
 from .datasets import dataset
 from .pareto import front, points, representatives
 from .space import DEFAULTS
@@ -149,7 +149,7 @@ def made_up_study(
     seed:int=0,
 ):
     "Write the log of a study that never ran."
-    rng, folder = np.random.default_rng(seed), study_folder(study)
+    rng, folder = np.random.default_rng(seed), output_folder(study)
     references = {name: dict(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
     events = [e for name in references for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet')) for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
         for e in _made_up_trial(dict(zip(KEY, (name, family, strategy, s, k))), i, rng)]
@@ -201,8 +201,8 @@ def conclude(
     fronts, by_trials, by_joules = timed('draw', lambda: (figures.family_fronts(trials, references), comparison.trial_bands(curves), comparison.joule_bands(curves)))
     charts = dict(front=lambda w: figures.front_chart(fronts, table, 'simulated', w), attainment=lambda w: figures.attainment_chart(reached, 'simulated', w), trials=lambda w: figures.trials_chart(by_trials, w),
         joules=lambda w: figures.joules_chart(by_joules, 'simulated', w), **{f'importance-{name}': lambda w, t=t: importance.importance_chart(t, w) for name, t in matters.groupby('dataset')})
-    for name, make in charts.items(): timed('draw', lambda: figures.save(figures.fitted(make, figures.PAGE), study_folder(study, 'figures'), name))
-    timed('draw', lambda: figures.save(figures.fitted(lambda w: figures.savings_chart(table, w), figures.COLUMN), study_folder(study, 'figures'), 'savings'))
+    for name, make in charts.items(): timed('draw', lambda: figures.save(figures.fitted(make, figures.PAGE), output_folder(study, 'figures'), name))
+    timed('draw', lambda: figures.save(figures.fitted(lambda w: figures.savings_chart(table, w), figures.COLUMN), output_folder(study, 'figures'), 'savings'))
     timed('explore', lambda: explorer.explorer_page(explorer.explorer_chart(explorer.explorer_points(trials), 'simulated'), study, 'simulated'))
     return took | dict(total=sum(took.values()), gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 import typer
-from .conventions import home, lookup, study_folder, study_path
+from .conventions import home, lookup, output_folder, study_path
 
 # %% ../nbs/20_cli.ipynb #c05
 def chapters_folder() -> Path:
@@ -94,12 +94,12 @@ def check_part(
     here:bool, # will this machine train?
 ):
     "Compare a study with its log."
-    from pareto_energy.study import is_complete, keep_parameters
+    from pareto_energy.study import check_parameters, is_complete
     from pareto_energy.trials import check_same_source, described, read_log
     from pareto_energy.work import source_of
     log = read_log(study.log_path)
     if log.damage: typer.echo(f'Warning: {described(study.log_path, log.damage)} What the other lines tell is used.', err=True)
-    keep_parameters(study)
+    check_parameters(study)
     if here and log.trials and not is_complete(study, log.trials): check_same_source(log.trials.values(), *source_of(study.protocol))
 
 # %% ../nbs/20_cli.ipynb #c13
@@ -173,7 +173,7 @@ def run_chapters(
     known:dict, # from `known_parameters`
 ):
     "Execute all chapters in order, stopping at the first that fails."
-    runs = study_folder(study.study, 'runs')
+    runs = output_folder(study.study, 'runs')
     os.environ.update(PARETO_ENERGY_HOME=str(home().resolve()), OMP_NUM_THREADS=str(study.threads))
     with progress_bar(study) as show, forwarded_ctrl_c(study):
         for path, names in known.items():

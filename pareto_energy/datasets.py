@@ -6,8 +6,8 @@
 __all__ = ['METRIC', 'SPLIT_SEED', 'PADDING', 'UNKNOWN', 'LANGUAGES', 'CVDF', 'CIFAR', 'UCI', 'ADULT', 'ADULT_COLUMNS',
            'CALIFORNIA', 'SMS', 'FSDD', 'RATE', 'SAMPLES', 'STRATA', 'OFFICIAL', 'DATASETS', 'UTILITIES', 'Card',
            'Dataset', 'card', 'split', 'standardised', 'encoded_table', 'encoded_text', 'cache_folder', 'File', 'fetch',
-           'spectrograms', 'check_name', 'dataset', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc', 'r2',
-           'utility_of', 'metric', 'chance', 'reduced']
+           'spectrograms', 'check_name', 'dataset', 'card_of', 'accuracy', 'balanced_accuracy', 'macro_f1', 'roc_auc',
+           'r2', 'utility_of', 'metric', 'chance', 'reduced']
 
 # %% ../nbs/01_datasets.ipynb #c03
 import gzip, hashlib, io, math, os, re, tarfile, zipfile, zlib
@@ -341,6 +341,14 @@ def _prepared(modality, features, train):
     if modality == 'table': features, columns = encoded_table(features, train); return features, dict(columns=columns)
     return standardised(features, train), {}
 
+# %% ../nbs/01_datasets.ipynb #c36b
+def card_of(
+    name:str, # as in `dataset`
+) -> Card:
+    "What is known about a dataset; those of `DATASETS` are not opened for it."
+    check_name(name)
+    return DATASETS[name] if name in DATASETS else dataset(name).card
+
 # %% ../nbs/01_datasets.ipynb #u01
 def _answers(scores): return scores.argmax(1)
 def accuracy(scores, targets): return float((_answers(scores) == targets).mean())
@@ -367,14 +375,15 @@ UTILITIES = dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy, macro_f
 
 # %% ../nbs/01_datasets.ipynb #u02
 def utility_of(
-    data:Dataset,
+    data, # a `Dataset`, or the `Card` of one
     utility=None, # a name in `UTILITIES`, or a function of scores (n, outputs) and targets (n,); by default that of the task
+    dataset:str=None, # its name as it should read in the error; by default its own
 ): # the function
     "The utility that a dataset's models are judged by."
     if callable(utility): return utility
     name = utility or METRIC[data.task]
     function = lookup(name, UTILITIES, 'utility')
-    if (name == 'r2') != (data.task == 'regression'): raise ValueError(f'The utility {name} does not fit {data.name}, a {data.task}: choose {METRIC[data.task]}, or a function of your own.')
+    if (name == 'r2') != (data.task == 'regression'): raise ValueError(f'The utility {name} does not fit {dataset or data.name}, a {data.task}: choose {METRIC[data.task]}, or a function of your own.')
     return function
 
 def metric(

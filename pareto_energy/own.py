@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 import altair as alt, pandas as pd
 from .analysis import allowance_sentence, break_even_sentence, conclusion, energy_and_time, front_table, no_front, outlook, outlook_sentence, readable, retrained_points
-from .conventions import study_folder, use_theme, write_text
+from .conventions import study_path, use_theme, write_text
 from .export import from_distributions
 from .figures import energy_axis, family_fronts, front_chart
 from .loops import check_loop, train_loop
@@ -75,7 +75,7 @@ class Results:
     def missing(self): # why there is no front to report; empty where there is one
         trials = self.trials_so_far
         if any(t.retrained for t in trials): return ''
-        return no_front(trials) if trials and is_complete(self, {t.key: t for t in trials}) else f'{standing_sentence(self, trials)} The front is reported when all of them are done.'
+        return no_front(trials) if trials and self.done else f'{standing_sentence(self, trials)} The front is reported when all of them are done.'
 
     def __str__(self): return self.missing or '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
 
@@ -210,16 +210,23 @@ class Study(Results, StudyOfFamilies):
     def _stated(self): # the reference point, where the user has stated it
         return None if None in (self.reference_utility, self.reference_joules) else dict(utility=self.reference_utility, joules=self.reference_joules)
 
+    def save_references(self): pass # what was measured decides, so they are written at the end
+
     @property
     def references(self): return {self.datasets[0]: reference_point(points(self.trials_so_far), self.reference_utility, self.reference_joules) | dict(metric=self.metric)}
 
     def run_part(self, **how): # as in `study.run_study`
         "Do what is left of the study, and keep its front."
+        done = self.done
         with watching(self) as watch: run_study(self, watch=watch, **how)
-        folder = study_folder(self.study)
+        folder = study_path(self.study)
+        if done and (folder/'front.csv').exists(): return self
         write_text(folder/'reference.json', json.dumps(self.references, indent=1) + '\n')
         if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
+
+    @property
+    def done(self): return is_complete(self, {t.key: t for t in self.trials_so_far}) # is nothing left to do?
 
     @classmethod
     def from_optuna(cls,

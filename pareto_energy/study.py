@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COUNTS', 'AMOUNTS', 'FIXED', 'FRESH', 'STEADY', 'LOADING', 'Study', 'check_names', 'check_device',
-           'check_dataset', 'check_numbers', 'keep_parameters', 'one_trial', 'suggested', 'one_retraining',
-           'search_ended', 'is_left', 'trials_left', 'retraining_left', 'one_reading', 'reference_due', 'check_pace',
-           'trial_jobs', 'retraining_jobs', 'converse', 'StudyStopped', 'ctrl_c', 'place_for', 'one_source',
-           'is_complete', 'run_study', 'spent', 'status']
+           'check_dataset', 'check_numbers', 'check_parameters', 'save_parameters', 'one_trial', 'suggested',
+           'one_retraining', 'search_ended', 'is_left', 'trials_left', 'retraining_left', 'one_reading',
+           'reference_due', 'check_pace', 'trial_jobs', 'retraining_jobs', 'converse', 'StudyStopped', 'ctrl_c',
+           'place_for', 'one_source', 'is_complete', 'run_study', 'spent', 'status']
 
 # %% ../nbs/08_study.ipynb #c03
 import itertools, json, math, signal, statistics, sys, threading, time, warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import copy
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property, partial
 import torch
 from .cluster import Cluster
-from .conventions import lookup, record, study_folder, study_path, write_text
-from .datasets import UTILITIES, check_name, dataset, utility_of
+from .conventions import lookup, output_folder, record, study_path, write_text
+from .datasets import UTILITIES, card_of, check_name, utility_of
 from .energy import METERS, MeterError, machine_lock
 from .isolation import Child, Died, Here
 from .machines import MACHINES, Base, folder_name
@@ -76,8 +76,9 @@ class Study:
     def prepare(self):
         "Check the names, and find the search space of each family on each dataset."
         check_names(self)
-        self.spaces = {(d, f): family_space(f, self.ranges, dataset(d).modality) for d in self.datasets for f in self.families if serves(f, dataset(d))}
-        for d in self.datasets: check_dataset(self, d)
+        cards = {d: card_of(d) for d in self.datasets}
+        self.spaces = {(d, f): family_space(f, self.ranges, c.modality) for d, c in cards.items() for f in self.families if serves(f, c)}
+        for d, c in cards.items(): check_dataset(self, d, c)
 
     @property
     def searches(self): # (dataset, family, strategy, seed), seeds outermost so that a half-done study is balanced
@@ -106,10 +107,15 @@ class Study:
 
     @property
     def references(self): # dataset -> utility and joules of its reference point
-        return record(study_folder(self.study)/'reference.json', lambda: reference_points(self.datasets, self.reference_joules, self.utility, self.reference_utility))
+        stored = study_path(self.study)/'reference.json'
+        if stored.exists(): return json.loads(stored.read_text(encoding='utf-8'))
+        return reference_points(self.datasets, self.reference_joules, self.utility, self.reference_utility)
+
+    def save_references(self): record(output_folder(self.study)/'reference.json', lambda: self.references)
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'
+
     def parts(self, client=None) -> list: # of (Study, addresses of its workers or None)
         "This study, or where machines are kept apart, one for each kind."
         if self.machine != 'per-machine': return [(self, None)]
@@ -156,10 +162,10 @@ def check_device(study):
     if kind != 'cpu' and study.machine == 'calibrated': raise ValueError(f"Machines can't be calibrated for {study.device}, as the reference workload runs on the CPU: keep them apart (machine: per-machine).")
     if not there.get(kind): raise ValueError(f'The device {study.device} is not there: torch {torch.__version__} sees {", ".join(d for d, yes in there.items() if yes)}.')
 
-def check_dataset(study, name):
+def check_dataset(study, name, card):
     "The utility must fit the dataset, and one family at least."
-    utility_of(dataset(name), study.utility)
-    if not any(d == name for d, _ in study.spaces): raise ValueError(f'None of the families {", ".join(study.families)} serves {name} ({dataset(name).modality}, {dataset(name).task}): add one that does, or leave the dataset out.')
+    utility_of(card, study.utility, name)
+    if not any(d == name for d, _ in study.spaces): raise ValueError(f'None of the families {", ".join(study.families)} serves {name} ({card.modality}, {card.task}): add one that does, or leave the dataset out.')
 
 # %% ../nbs/08_study.ipynb #c09
 COUNTS = ('trials', 'initial', 'epochs', 'repeats', 'front_points', 'fresh_seeds', 'reference_every', 'threads')
@@ -183,15 +189,22 @@ def check_numbers(study):
 # %% ../nbs/08_study.ipynb #c13
 FIXED = ('initial', 'epochs', 'repeats', 'precision', 'cap', 'ranges', 'reference_joules', 'reference_utility', 'meter', 'device', 'threads', 'utility', 'deadline', 'worth', 'memory', 'warm', 'machine')
 
-def keep_parameters(study:Study):
-    "Write study.json, unless it says otherwise."
-    path = study_folder(study.study)/'study.json'
-    now = json.loads(json.dumps({k: v for k, v in asdict(study).items() if k != 'study'}))
-    kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else now
-    before = {f.name: f.default for f in fields(study)} | kept
+def _parameters(study): return json.loads(json.dumps({k: v for k, v in asdict(study).items() if k != 'study'}))
+
+def check_parameters(study:Study):
+    "Refuse parameters under which the study's trials can't have been made."
+    path, now = study_path(study.study)/'study.json', _parameters(study)
+    if not path.exists(): return
+    before = {f.name: f.default for f in fields(study)} | json.loads(path.read_text(encoding='utf-8'))
     changed = [f'{k} was {before[k]!r} and is now {now[k]!r}' for k in FIXED if before[k] != now[k]]
     if changed: raise ValueError(f"The study {study.study} has trials with other parameters ({'; '.join(changed)}): give the new study another name, or put the old values back.")
-    if kept != now or not path.exists(): write_text(path, json.dumps(now, indent=1, ensure_ascii=False) + '\n')
+
+def save_parameters(study:Study):
+    "Write study.json and reference.json, before anything is trained."
+    folder, now = output_folder(study.study), _parameters(study)
+    kept = record(folder/'study.json', lambda: now)
+    if kept != now: write_text(folder/'study.json', json.dumps(now, indent=1, ensure_ascii=False) + '\n')
+    study.save_references()
 
 # %% ../nbs/08_study.ipynb #t01
 def one_trial(
@@ -274,10 +287,18 @@ def retraining_left(study:Study, trials:dict) -> list: # (trial, epoch, seed)
     left, place = [], {search: i for i, search in enumerate(study.searches)}
     in_order = sorted(trials.values(), key=lambda t: (place.get(t.key[:-1], len(place)), t.number))
     for name in study.datasets:
-        for trial, epoch in chosen([t for t in in_order if t.dataset == name], study.front_points, study.references[name]):
+        of_dataset, seeds = [t for t in in_order if t.dataset == name], range(FRESH, FRESH + study.fresh_seeds)
+        if _retrained_points(of_dataset, seeds) >= study.front_points: continue
+        for trial, epoch in chosen(of_dataset, study.front_points, study.references[name]):
             have = {(r['epoch'], r['fresh_seed']) for r in trial.retrained}
-            left += [(trial, epoch, s) for s in range(FRESH, FRESH + study.fresh_seeds) if (epoch, s) not in have]
+            left += [(trial, epoch, s) for s in seeds if (epoch, s) not in have]
     return left
+
+def _retrained_points(trials, seeds):
+    "How many points that were chosen among just these trials are retrained with all seeds."
+    ended = sum(t.status != 'started' for t in trials)
+    done = Counter((t.key, r['epoch']) for t in trials for r in t.retrained if r['after'] == ended and r['fresh_seed'] in seeds)
+    return sum(n == len(seeds) for n in done.values())
 
 # %% ../nbs/08_study.ipynb #c22a
 def one_reading(
@@ -408,7 +429,7 @@ def run_study(
 ) -> list: # its trials
     "Do what is left of a study."
     if study.machine == 'per-machine': raise ValueError(f'The study {study.study} keeps machines apart, so it is several: run it with Study.run() or pareto-energy run.')
-    keep_parameters(study)
+    check_parameters(study)
     if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join, client, watch or (lambda trials: None), workers)
     return list(read_trials(study.log_path).values())
 
@@ -416,7 +437,8 @@ def _run_rest(study, join, client, watch, workers):
     with TrialLog(study.log_path, join) as log, nullcontext() if client or study.meter == 'simulated' else machine_lock(), Cluster(client, workers) if client else place_for(study) as place, ctrl_c() as asked:
         end = math.inf if study.hours is None else time.monotonic() + 3600*study.hours
         stopping = lambda: asked() or time.monotonic() >= end
-        if study.machine == 'calibrated': record(study_folder(study.study)/'machine.json', lambda: asdict(place.submit(read_base, study.protocol).result()))
+        save_parameters(study)
+        if study.machine == 'calibrated': record(study_path(study.study)/'machine.json', lambda: asdict(place.submit(read_base, study.protocol).result()))
         source = one_source(place, study.protocol)
         check_same_source(log.trials.values(), *source)
         def watched(jobs):

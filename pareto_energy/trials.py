@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
-from .conventions import study_path, write_text
+from .conventions import is_read_only, study_path, write_text
 
 # %% ../nbs/05_trials.ipynb #c06
 ATTEMPTS = 5
@@ -41,7 +41,7 @@ class Trial:
     spent: float = 0. # joules of all repeats
     attempts: int = 1
     closed: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
-    retrained: list = field(default_factory=list) # by fresh seeds, in their order: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions)
+    retrained: list = field(default_factory=list) # by fresh seeds, in their order: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions), and after how many trials of the dataset
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)
@@ -120,7 +120,9 @@ def apply(
     if kind in ('started', 'finished', 'failed'): trials[key] = _next(old, kind, fields)
     elif kind == 'interrupted': old.attempts, old.spent = old.attempts - 1, old.spent + fields['spent']
     elif kind == 'closed': old.closed = {k: v for k, v in fields.items() if k not in KEY}
-    else: insort(old.retrained, {k: v for k, v in fields.items() if k not in KEY}, key=lambda r: (r['epoch'], r['fresh_seed']))
+    else: insort(old.retrained, {k: v for k, v in fields.items() if k not in KEY} | dict(after=_ended(trials, old.dataset)), key=lambda r: (r['epoch'], r['fresh_seed']))
+
+def _ended(trials, dataset): return sum(t.dataset == dataset and t.status != 'started' for t in trials.values())
 
 def _next(old, kind, fields):
     "A trial after its start or its end; what was burnt before still counts."
@@ -278,6 +280,7 @@ class TrialLog:
     def trials(self): return self.contents.trials
 
     def __enter__(self):
+        if is_read_only(self.path): raise OSError(f'{self.path} is published and only read: give the study another name, or set PARETO_ENERGY_PUBLISH=1 to go on with it.')
         me = self.locks/f'process-{os.getpid()}-on-{socket.gethostname()}'
         self.lock, self.presence, self.reserve = FileLock(self.locks/'log.lock'), FileLock(f'{me}.lock'), me.with_suffix('.reserve')
         try: self._open()
@@ -285,7 +288,7 @@ class TrialLog:
         return self
 
     def _open(self):
-        self.locks.mkdir(exist_ok=True)
+        self.locks.mkdir(parents=True, exist_ok=True)
         with self.lock:
             others = at_work(self.path)
             if others and (not self.join or (os.getpid(), socket.gethostname()) in others):

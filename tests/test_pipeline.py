@@ -52,14 +52,3 @@ def test_wheel_outside_the_checkout(tmp_path):
             "assert 'torch' not in sys.modules; print(pareto_energy.__file__)")
     assert str(tmp_path/'site') in said(sys.executable, '-P', '-c', code, home=tmp_path, cwd=tmp_path).replace('site/', f'{tmp_path}/site/', 1)
     assert (tmp_path/'site/bin/pareto-energy').exists()
-
-
-def test_chapters_replay_the_published_study():
-    "Run as they stand, the chapters train nothing: their parameters are those of the published study."
-    import ast
-    import json
-    import papermill
-    kept = json.loads((ROOT/'data/published/quick/study.json').read_text())
-    for path in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')):
-        defaults = {name: ast.literal_eval(p['default']) for name, p in papermill.inspect_notebook(path).items()}
-        assert {k: v for k, v in defaults.items() if k in kept and v != kept[k]} == {}, path.name

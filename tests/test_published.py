@@ -1,0 +1,103 @@
+"The published studies: what they say of themselves is what their logs hold, and reading them writes nothing."
+import ast
+import hashlib
+import json
+import shutil
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import papermill
+import pytest
+import yaml
+
+from pareto_energy.study import Study, run_study, status
+from pareto_energy.trials import read_study
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT/'data/published'
+WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesis') | {'gpu-h200': 'gpu', 'gpu-h100': 'gpu'}
+DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')}
+STUDIES = sorted(p.parent.name for p in PUBLISHED.glob('*/trials.jsonl'))
+
+
+def yaml_of(name): return yaml.safe_load((ROOT/f'nbs/studies/{WRITTEN_BY[name]}.yaml').read_text()) | DIFFERS.get(name, {})
+
+
+def defaults_of(path):
+    return {name: ast.literal_eval(p['default']) for name, p in papermill.inspect_notebook(path).items()}
+
+
+@pytest.mark.parametrize('name', WRITTEN_BY)
+def test_record_and_yaml_agree(name):
+    record = json.loads((PUBLISHED/name/'study.json').read_text())
+    expected = {f.name: f.default for f in fields(Study) if f.name != 'study'} | yaml_of(name)
+    assert record == {k: v for k, v in expected.items() if k != 'study'}
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), ids=lambda p: p.stem)
+def test_chapters_take_their_parameters_from_the_yaml(path):
+    expected = yaml_of('quick') | dict(study='published/quick')
+    named = {k: v for k, v in defaults_of(path).items() if k in {f.name for f in fields(Study)}}
+    optional = {f.name: f.default for f in fields(Study)}
+    assert named == {k: expected.get(k, optional[k]) for k in named}
+
+
+@pytest.mark.parametrize('name', WRITTEN_BY)
+def test_the_log_holds_what_the_record_says(name):
+    trials, references, record = read_study(f'published/{name}')
+    searches = Counter(t.key[:-1] for t in trials)
+    assert set(searches.values()) == {record['trials']}
+    assert {k[0] for k in searches} == set(record['datasets']) == set(references)
+    assert {k[1] for k in searches} == set(record['families'])
+    assert {k[2] for k in searches} == set(record['strategies'])
+    assert {k[3] for k in searches} == set(record['seeds'])
+    assert {len(t.run['utility']) <= record['epochs'] for t in trials if t.status == 'finished'} == {True}
+    retrained = Counter(t.dataset for t in trials for _ in t.retrained)
+    assert retrained == {d: record['front_points']*record['fresh_seeds'] for d in record['datasets']}
+
+
+def snapshot(folder):
+    "Every file with its content and time, every folder with its time."
+    digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else None
+    return {p.relative_to(folder): (p.stat().st_mtime_ns, digest(p)) for p in [folder, *folder.rglob('*')]}
+
+
+@pytest.mark.parametrize('place', ['published', 'copies'])
+@pytest.mark.parametrize('name', STUDIES)
+def test_reading_writes_nothing(home, name, place):
+    from typer.testing import CliRunner
+    from pareto_energy.cli import app
+    study = f'{place}/{name}'
+    shutil.copytree(PUBLISHED/name, home/'data'/study)
+    if name == 'gpu-h100': shutil.copytree(PUBLISHED/'gpu-h200', home/'data/published/gpu-h200', dirs_exist_ok=True)
+    before = snapshot(home)
+    trials, _, _ = read_study(study)
+    if name in WRITTEN_BY and not name.startswith('gpu'):
+        read = Study(**yaml_of(name) | dict(study=study))
+        assert len(run_study(read)) == len(trials)
+        assert sum(d['trials'] for d in status(read)['datasets'].values()) == len(trials)
+    if (PUBLISHED/name/'front.csv').exists(): assert CliRunner().invoke(app, ['front', study]).exit_code == 0
+    assert snapshot(home) == before
+
+
+def test_own_studies_are_read_without_writing(home):
+    from pareto_energy import Study as OwnStudy
+    def linear(configuration): yield 0.
+    def perceptron(configuration): yield 0.
+    spaces = dict(linear=dict(alpha=(1e-5, 1e-1, 'log'), loss=['hinge', 'log_loss']),
+                  perceptron=dict(hidden_layer_sizes=(8, 256, 'log'), learning_rate_init=(1e-3, 1e-1, 'log'), batch_size=(16, 256, 'log')))
+    for study in ('published/scikit-digits', 'copies/scikit-digits'):
+        shutil.copytree(PUBLISHED/'scikit-digits', home/'data'/study)
+        before = snapshot(home)
+        own = OwnStudy(dict(linear=linear, perceptron=perceptron), spaces, study, trials=12, epochs=30, repeats=2).run()
+        assert len(own.front) and own.chart and 'the best model found' in str(own)
+        assert snapshot(home) == before
+
+
+def test_a_published_study_takes_no_trials(home):
+    shutil.copytree(PUBLISHED/'quick', home/'data/published/quick')
+    before = snapshot(home)
+    with pytest.raises(OSError, match='published and only read: give the study another name'):
+        run_study(Study(**yaml_of('quick') | dict(study='published/quick', trials=13)))
+    assert snapshot(home) == before
