@@ -9,7 +9,7 @@ import torch
 
 from pareto_energy.energy import MeterError, SimulatedMeter, open_meter
 from pareto_energy.loops import train_loop
-from pareto_energy.space import Choice, Float, Int, Ordered, Space
+from pareto_energy.space import DEFAULTS, Choice, Float, Int, Ordered, Space, family_space
 from pareto_energy.training import TrainingFailed
 from pareto_energy.trials import Trial
 
@@ -90,12 +90,13 @@ def with_transformers(meter):
         first = torch.randint(0, 8, (ROWS,), generator=torch.Generator().manual_seed(0)).tolist()
         sentences = [dict(input_ids=[i]*4, labels=int(i > 3)) for i in first]
         arguments = TrainingArguments(
-            output_dir=configuration['folder'], num_train_epochs=epochs, learning_rate=configuration['lr'], per_device_train_batch_size=BATCH,
-            per_device_eval_batch_size=BATCH, eval_strategy='epoch', save_strategy='no', logging_strategy='no', report_to=[], disable_tqdm=True,
-            use_cpu=True, seed=seed)
+            output_dir=configuration['folder'], num_train_epochs=epochs, learning_rate=configuration['lr'], seed=seed,
+            per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, eval_strategy='epoch', save_strategy='no',
+            logging_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True)
         metrics = lambda prediction: dict(accuracy=float((prediction.predictions.argmax(1) == prediction.label_ids).mean()))
         callback = transformers_callback(report, configuration.get('metric', 'eval_accuracy'))
-        Trainer(Model(BertConfig(**tiny)), arguments, train_dataset=sentences, eval_dataset=sentences, callbacks=[callback], compute_metrics=metrics).train()
+        data = dict(train_dataset=sentences, eval_dataset=sentences)
+        Trainer(Model(BertConfig(**tiny)), arguments, **data, callbacks=[callback], compute_metrics=metrics).train()
     return transformers_loop
 
 
@@ -133,15 +134,18 @@ def test_a_metric_that_was_not_logged_is_named(loop, meter, configuration):
 
 # Ax, Optuna, Parquet and model cards
 
-SPACE = Space(lr=Float(1e-3, 1., log=True), width=Int(1, 8), batch=Ordered([8, 16, 32]), kind=Choice(['a', 'b']), deep=Choice([False, True]))
+SPACE = Space(
+    lr=Float(1e-3, 1., log=True), width=Int(1, 8), batch=Ordered([8, 16, 32]), kind=Choice(['a', 'b']), deep=Choice([False, True]))
 
 
 def made_up_trials():
     "Five finished trials and a failed one."
     rows = [dict(lr=.01*(n + 1), width=n + 1, batch=(8, 16, 32)[n % 3], kind='ab'[n % 2], deep=n > 2) for n in range(6)]
     made = [Trial('toy', 'mine', 'random', 0, n, row, dict(source='random'), 'simulated', 'simulated') for n, row in enumerate(rows)]
-    run = lambda n: dict(utility=[.5, .6 + .01*n], joules=[1., 2. + n], se=[.1, .1], seconds=1., parameters=10, sources=dict(cpu='formula'))
-    return [replace(t, status='finished', run=run(t.number), spent=9.) for t in made[:-1]] + [replace(made[-1], status='failed', reason='too wide')]
+    same = dict(se=[.1, .1], seconds=1., parameters=10, sources=dict(cpu='formula'))
+    run = lambda n: dict(utility=[.5, .6 + .01*n], joules=[1., 2. + n], **same)
+    finished = [replace(t, status='finished', run=run(t.number), spent=9.) for t in made[:-1]]
+    return [*finished, replace(made[-1], status='failed', reason='too wide')]
 
 
 def test_ax_takes_the_trials_and_goes_on_from_them():
@@ -157,26 +161,23 @@ def test_ax_takes_the_trials_and_goes_on_from_them():
     assert set(suggested) == set(SPACE) and suggested['batch'] in (8, 16, 32)
 
 
-def test_ax_takes_the_space_of_every_published_family():
+@pytest.mark.parametrize('family', DEFAULTS)
+def test_ax_takes_the_space_of_a_family(family):
     need('ax')
     from pareto_energy.export import to_ax
-    from pareto_energy.space import family_space
-    from pareto_energy.trials import read_study
-    trials, _, parameters = read_study('published/quick')
-    first = {t.family: t for t in reversed(trials) if t.status == 'finished'}
-    assert len(first) > 5
-    for family, trial in first.items():
-        table = to_ax([trial], family_space(family, parameters['ranges'])).summarize()
-        assert table.joules.tolist() == trial.run['joules'][-1:] and table.utility.tolist() == trial.run['utility'][-1:]
+    space, trial = family_space(family), made_up_trials()[0]
+    table = to_ax([replace(trial, configuration=DEFAULTS[family])], space).summarize()
+    assert {name: table[name].item() for name in space} == {name: DEFAULTS[family][name] for name in space}
 
 
 def test_ax_searches_a_table(tmp_path):
     need('ax')
     from pareto_energy.search import INITIAL, search_table, zeus_table
-    seen = [dict(dataset='toy', batch_size=b, optimizer='adam', run=r, target_metric=m, target_epoch=m*(1 + b/64)) for b in (8, 16, 32) for r in (1, 2) for m in (1, 2, 3)]
-    power = [dict(dataset='toy', batch_size=b, optimizer='adam', power_limit=p, time_per_epoch=80/b, average_power=p) for b in (8, 16, 32) for p in (100, 150, 200)]
-    pd.DataFrame(seen).to_csv(tmp_path/'summary_train.csv')
-    pd.DataFrame(power).to_csv(tmp_path/'summary_power_a40.csv')
+    same, batches = dict(dataset='toy', optimizer='adam'), (8, 16, 32)
+    epochs = [dict(batch_size=b, run=r, target_metric=m, target_epoch=m*(1 + b/64)) for b in batches for r in (1, 2) for m in (1, 2, 3)]
+    power = [dict(batch_size=b, power_limit=p, time_per_epoch=80/b, average_power=p) for b in batches for p in (100, 150, 200)]
+    pd.DataFrame(epochs).assign(**same).to_csv(tmp_path/'summary_train.csv')
+    pd.DataFrame(power).assign(**same).to_csv(tmp_path/'summary_power_a40.csv')
     found = search_table(zeus_table(tmp_path, 'a40', 'toy'), 'ax', 0, INITIAL + 1)
     assert len(found['share']) == INITIAL + 1 and found['share'] == sorted(found['share']) and 0 < found['share'][-1] <= 1.00001
 
@@ -195,7 +196,8 @@ def test_optuna_takes_the_trials_and_gives_its_space_back():
 def test_parquet_gives_the_table_back(tmp_path, monkeypatch):
     need('pyarrow')
     from pareto_energy import export
-    mixed = [replace(t, configuration=t.configuration | dict(depth=t.number if t.number % 2 else 'auto', only=None if t.number else 1.)) for t in made_up_trials()]
+    also = lambda n: dict(depth=n if n % 2 else 'auto', only=None if n else 1.)
+    mixed = [replace(t, configuration=t.configuration | also(t.number)) for t in made_up_trials()]
     monkeypatch.setattr(export, 'read_study', lambda study: (mixed, {}, {}))
     export.export('toy', 'parquet', tmp_path/'trials.parquet')
     table, back = export.trials_table(mixed), pd.read_parquet(tmp_path/'trials.parquet')
@@ -231,7 +233,8 @@ def driver(monkeypatch):
     def energy(handle):
         if gpu.fails: raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return gpu.millijoules
-    answers = dict(nvmlInit=None, nvmlShutdown=None, nvmlDeviceGetCount=1, nvmlDeviceGetHandleByIndex='gpu', nvmlDeviceGetName='GPU', nvmlDeviceGetArchitecture=pynvml.NVML_DEVICE_ARCH_HOPPER)
+    answers = dict(nvmlInit=None, nvmlShutdown=None, nvmlDeviceGetCount=1, nvmlDeviceGetHandleByIndex='gpu',
+                   nvmlDeviceGetName='GPU', nvmlDeviceGetArchitecture=pynvml.NVML_DEVICE_ARCH_HOPPER)
     for name, answer in answers.items(): monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(pynvml, 'nvmlDeviceGetTotalEnergyConsumption', energy)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
