@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test slow lab bench zoo publish readme notebooks docs check licences audit install
+.PHONY: study test slow lab bench zoo publish readme notebooks docs check licences audit install integrations
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -42,6 +42,14 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# the other libraries that tests/test_integrations.py tries, too
+integrations: .venv/integrations
+
+.venv/integrations: settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,integrations]'
+	touch .venv/installed $@
+
 # nbs/index.ipynb executed, and README.md made from it, without Quarto
 readme: install
 	$(EXECUTE) nbs/index.ipynb
@@ -72,10 +80,10 @@ check: install
 
 # the licence of every pinned package, as LICENCES.md
 licences: install
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,bench,docs,audit]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,integrations,bench,docs,audit]'
 	(printf '# Licences of the dependencies\n\nThe packages of constraints.txt, and what their own metadata say of their licence. `make licences` writes this page.\n\n'; \
 		$(BIN)/pip-licenses --from=mixed --format=markdown --with-system --python $(BIN)/python --packages $$(sed -n 's/==.*//p' constraints.txt) \
-		| grep '^|[ -][^ ]' | sed 's/Copyright (c) 2017 The Python Packaging Authority (PyPA)/MIT, as a text of its own/; s/  */ /g; /^|[-|]*$$/s/--*/---/g') > LICENCES.md
+		| grep '^|[ -][^ ]' | sed 's/Copyright (c) \(2017 The Python Packaging Authority (PyPA)\|Advanced Micro Devices, Inc. All rights reserved.\)/MIT, as a text of its own/; s/  */ /g; /^|[-|]*$$/s/--*/---/g') > LICENCES.md
 
 # known vulnerabilities of the pinned packages; asks PyPI's advisory database
 audit: install

@@ -242,6 +242,7 @@ class Window:
         return self
 
     def __exit__(self, kind, *_):
+        if kind and issubclass(kind, MeterError): return # nothing more can be read
         if kind: self.lap()
         self.read()
         self.meter.end()
@@ -441,13 +442,26 @@ class ZeusMeter(Meter):
     def __init__(self, device:str='cuda'):
         try: from zeus.monitor import ZeusMonitor
         except ImportError as e: raise MeterError('The meter zeus needs the package zeus: pip install pareto-energy[zeus].') from e
-        self.monitor = ZeusMonitor(gpu_indices=[int((device.split(':') + ['0'])[1])])
+        try: self.monitor = ZeusMonitor(gpu_indices=[int((device.split(':') + ['0'])[1])])
+        except (ValueError, IndexError) as e:
+            raise MeterError(f"Zeus finds no GPU for the device {device!r} ({e}): use the meter codecarbon.") from e
         self.sources = dict(gpu='nvml', **({'cpu': 'rapl'} if self.monitor.cpu_indices else {}))
+        self.is_open = False
 
-    def begin(self): self.monitor.begin_window('pareto_energy')
+    def begin(self):
+        if self.is_open: self.end() # Zeus refuses to begin a window twice
+        self._call(self.monitor.begin_window)
+        self.is_open = True
+
     def end(self):
-        m = self.monitor.end_window('pareto_energy')
+        self.is_open = False
+        m = self._call(self.monitor.end_window)
         return {c: sum((m.gpu_energy if c == 'gpu' else m.cpu_energy).values()) for c in self.sources}
+
+    def _call(self, method):
+        from zeus.exception import ZeusBaseError
+        try: return method('pareto_energy')
+        except ZeusBaseError as e: raise MeterError(f'Zeus can no longer read the energy: {e}') from e
 
 # %% ../nbs/00_energy.ipynb #e050
 METERS = dict(codecarbon=CodeCarbonMeter, zeus=ZeusMeter, simulated=lambda device: SimulatedMeter())

@@ -202,6 +202,7 @@ def lightning_callback(
     "Report from PyTorch Lightning after each validation."
     from lightning.pytorch.callbacks import Callback
     class Reporting(Callback):
+        def on_train_start(self, trainer, module): report.window.skip()
         def on_validation_start(self, trainer, module):
             if not trainer.sanity_checking: report.trained()
         def on_validation_end(self, trainer, module):
@@ -215,6 +216,7 @@ def transformers_callback(
     "Report from Hugging Face's Trainer after each evaluation."
     from transformers import TrainerCallback
     class Reporting(TrainerCallback):
+        def on_train_begin(self, *_, **__): report.window.skip()
         def on_epoch_end(self, *_, **__): report.trained()
         def on_evaluate(self, arguments, state, control, metrics, **_): report(logged(metrics, metric))
     return Reporting()

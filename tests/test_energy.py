@@ -1,11 +1,10 @@
 "What the energy chapter takes for granted in CodeCarbon, and the meters that this machine doesn't have."
-import sys
 import types
 from pathlib import Path
 
 import pytest
 
-from pareto_energy.energy import CodeCarbonMeter, Gpu, ZeusMeter, _tracker, gpu_counter, measure, open_meter, rapl_counters, tracked_counters
+from pareto_energy.energy import CodeCarbonMeter, Gpu, _tracker, gpu_counter, measure, rapl_counters, tracked_counters
 
 
 def relied_on():
@@ -106,19 +105,6 @@ def test_windows_and_apple_as_codecarbon_gives_them():
     counters = tracked_counters([CPU(), AppleSiliconChip()])
     assert [(c.component, c.source) for c in counters] == [('cpu', 'emi'), ('gpu', 'powermetrics')]
     assert counters[0].read() == pytest.approx(3.6) and counters[0].read() == pytest.approx(7.2)
-
-
-def test_zeus_reads_what_its_monitor_gives(monkeypatch):
-    class ZeusMonitor:
-        cpu_indices = []
-        def __init__(self, gpu_indices): self.gpu_indices = gpu_indices
-        def begin_window(self, name): pass
-        def end_window(self, name): return types.SimpleNamespace(gpu_energy={0: 12.5}, cpu_energy=None)
-    monkeypatch.setitem(sys.modules, 'zeus', types.ModuleType('zeus'))
-    monkeypatch.setitem(sys.modules, 'zeus.monitor', types.SimpleNamespace(ZeusMonitor=ZeusMonitor))
-    meter = open_meter('zeus', 'cuda:0')
-    with meter.window() as window: window.lap()
-    assert isinstance(meter, ZeusMeter) and window.laps[0].joules == 12.5 and meter.label == 'measured'
 
 
 def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, monkeypatch):

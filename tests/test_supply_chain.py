@@ -1,6 +1,7 @@
 "What the package stands on, and what it never does."
 import ast
-from importlib.metadata import distribution, version
+import os
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,12 @@ def needed(name, extras, found):
     return found
 
 
-def test_every_dependency_is_pinned_and_installed_as_pinned():
-    names = {name for name, _ in needed('pareto_energy', ['', 'dev'], set())} - {'pareto-energy'}
+@pytest.mark.parametrize('extra', ['dev', 'integrations'])
+def test_every_dependency_is_pinned_and_installed_as_pinned(extra):
+    try: names = {name for name, _ in needed('pareto_energy', ['', extra], set())} - {'pareto-energy'}
+    except PackageNotFoundError as e:
+        if extra == 'dev' or os.environ.get('CI') == 'true': raise
+        pytest.skip(f'{e.name} is not installed')
     assert len(names) > 100
     installed = {name: version(name).split('+')[0] for name in names} # torch 2.13.0+cpu is torch 2.13.0
     assert installed == {name: PINS.get(name) for name in names}

@@ -1,0 +1,278 @@
+"The doors to other libraries, each with the real package: the extra `integrations`. In CI a package that is missing is a failure."
+import importlib.util
+import os
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from pareto_energy.energy import MeterError, SimulatedMeter, open_meter
+from pareto_energy.loops import train_loop
+from pareto_energy.space import DEFAULTS, Choice, Float, Int, Ordered, Space, family_space
+from pareto_energy.training import TrainingFailed
+from pareto_energy.trials import Trial
+
+ROWS, BATCH, EPOCHS = 64, 16, 3
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    for name in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY'): monkeypatch.setenv(name, '1')
+
+
+def need(*names):
+    "Skip a test whose packages are missing; in CI they must be there."
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if not missing: return
+    reason = f"{', '.join(missing)}: not installed (pip install -c constraints.txt -e '.[integrations]')"
+    if os.environ.get('CI') == 'true': pytest.fail(reason)
+    pytest.skip(reason)
+
+
+class BatchMeter(SimulatedMeter):
+    "A joule for each batch of training, a thousand for each of validation."
+    joules = 0.
+    def begin(self): self.start = self.joules
+    def finish(self, work): pass
+    def end(self): return dict(cpu=self.joules - self.start)
+
+
+@pytest.fixture
+def meter(): return BatchMeter()
+
+
+def examples():
+    features = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0))
+    return features, (features[:, 0] > 0).long()
+
+
+# Lightning and Hugging Face
+
+def with_lightning(meter):
+    import lightning
+    from pareto_energy.loops import lightning_callback
+
+    class Model(lightning.LightningModule):
+        def __init__(self, lr):
+            super().__init__()
+            self.linear, self.lr = torch.nn.Linear(4, 2), lr
+
+        def training_step(self, batch, _):
+            meter.joules += 1
+            return torch.nn.functional.cross_entropy(self.linear(batch[0]), batch[1])
+
+        def validation_step(self, batch, _):
+            meter.joules += 1000
+            self.log('accuracy', (self.linear(batch[0]).argmax(1) == batch[1]).float().mean())
+
+        def configure_optimizers(self): return torch.optim.Adam(self.parameters(), self.lr)
+
+    def lightning_loop(configuration, report, epochs):
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), BATCH)
+        quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator='cpu')
+        callback = lightning_callback(report, configuration.get('metric', 'accuracy'))
+        lightning.Trainer(max_epochs=epochs, callbacks=[callback], **quiet).fit(Model(configuration['lr']), loader, loader)
+    return lightning_loop
+
+
+def with_transformers(meter):
+    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+    from pareto_energy.loops import transformers_callback
+    tiny = dict(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=8)
+
+    class Model(BertForSequenceClassification):
+        def forward(self, input_ids=None, labels=None):
+            meter.joules += 1 if self.training else 1000
+            return super().forward(input_ids=input_ids, labels=labels)
+
+    def transformers_loop(configuration, report, epochs, seed):
+        first = torch.randint(0, 8, (ROWS,), generator=torch.Generator().manual_seed(0)).tolist()
+        sentences = [dict(input_ids=[i]*4, labels=int(i > 3)) for i in first]
+        arguments = TrainingArguments(
+            output_dir=configuration['folder'], num_train_epochs=epochs, learning_rate=configuration['lr'], seed=seed,
+            per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, eval_strategy='epoch', save_strategy='no',
+            logging_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True)
+        metrics = lambda prediction: dict(accuracy=float((prediction.predictions.argmax(1) == prediction.label_ids).mean()))
+        callback = transformers_callback(report, configuration.get('metric', 'eval_accuracy'))
+        data = dict(train_dataset=sentences, eval_dataset=sentences)
+        Trainer(Model(BertConfig(**tiny)), arguments, **data, callbacks=[callback], compute_metrics=metrics).train()
+    return transformers_loop
+
+
+LOOPS = dict(lightning=with_lightning, transformers=with_transformers)
+PACKAGES = dict(lightning=['lightning'], transformers=['transformers', 'accelerate'])
+
+
+@pytest.fixture(params=LOOPS)
+def loop(request, meter):
+    need(*PACKAGES[request.param])
+    return LOOPS[request.param](meter)
+
+
+@pytest.fixture
+def configuration(tmp_path): return dict(lr=.05, folder=str(tmp_path))
+
+
+def test_each_epoch_has_its_utility_and_the_joules_of_its_training_alone(loop, meter, configuration):
+    run = train_loop(loop, configuration, EPOCHS, 0, meter, repeats=2)
+    batches = ROWS/BATCH
+    assert run.joules == pytest.approx([batches, 2*batches, 3*batches]) and run.repeats == 2
+    assert len(run.utility) == EPOCHS and run.utility[-1] > max(run.utility[0], .6)
+    assert train_loop(loop, configuration, EPOCHS, 0, meter).utility == run.utility
+
+
+def test_a_run_of_another_library_ends_when_the_strategy_says_so(loop, meter, configuration):
+    stopped = train_loop(loop, configuration, 9, 0, meter, go_on=lambda utility, joules: len(utility) < 2)
+    assert len(stopped.utility) == len(stopped.joules) == 2
+
+
+def test_a_metric_that_was_not_logged_is_named(loop, meter, configuration):
+    with pytest.raises(TrainingFailed, match="The metric 'f1' was not logged; there are .*accuracy"):
+        train_loop(loop, configuration | dict(metric='f1'), EPOCHS, 0, meter)
+
+
+# Ax, Optuna, Parquet and model cards
+
+SPACE = Space(
+    lr=Float(1e-3, 1., log=True), width=Int(1, 8), batch=Ordered([8, 16, 32]), kind=Choice(['a', 'b']), deep=Choice([False, True]))
+
+
+def made_up_trials():
+    "Five finished trials and a failed one."
+    rows = [dict(lr=.01*(n + 1), width=n + 1, batch=(8, 16, 32)[n % 3], kind='ab'[n % 2], deep=n > 2) for n in range(6)]
+    made = [Trial('toy', 'mine', 'random', 0, n, row, dict(source='random'), 'simulated', 'simulated') for n, row in enumerate(rows)]
+    same = dict(se=[.1, .1], seconds=1., parameters=10, sources=dict(cpu='formula'))
+    run = lambda n: dict(utility=[.5, .6 + .01*n], joules=[1., 2. + n], **same)
+    finished = [replace(t, status='finished', run=run(t.number), spent=9.) for t in made[:-1]]
+    return [*finished, replace(made[-1], status='failed', reason='too wide')]
+
+
+def test_ax_takes_the_trials_and_goes_on_from_them():
+    need('ax')
+    from pareto_energy.export import to_ax
+    trials = made_up_trials()
+    client = to_ax(trials, SPACE)
+    table = client.summarize()
+    assert table.trial_status.tolist() == ['COMPLETED']*5 + ['FAILED']
+    assert table.joules.tolist()[:5] == [2., 3., 4., 5., 6.] and table.utility.tolist()[:5] == pytest.approx([.6, .61, .62, .63, .64])
+    assert [{name: row[name] for name in SPACE} for row in table.to_dict('records')] == [t.configuration for t in trials]
+    (suggested,) = client.get_next_trials(1).values()
+    assert set(suggested) == set(SPACE) and suggested['batch'] in (8, 16, 32)
+
+
+@pytest.mark.parametrize('family', DEFAULTS)
+def test_ax_takes_the_space_of_a_family(family):
+    need('ax')
+    from pareto_energy.export import to_ax
+    space, trial = family_space(family), made_up_trials()[0]
+    table = to_ax([replace(trial, configuration=DEFAULTS[family])], space).summarize()
+    assert {name: table[name].item() for name in space} == {name: DEFAULTS[family][name] for name in space}
+
+
+def test_ax_searches_a_table(tmp_path):
+    need('ax')
+    from pareto_energy.search import INITIAL, search_table, zeus_table
+    same, batches = dict(dataset='toy', optimizer='adam'), (8, 16, 32)
+    epochs = [dict(batch_size=b, run=r, target_metric=m, target_epoch=m*(1 + b/64)) for b in batches for r in (1, 2) for m in (1, 2, 3)]
+    power = [dict(batch_size=b, power_limit=p, time_per_epoch=80/b, average_power=p) for b in batches for p in (100, 150, 200)]
+    pd.DataFrame(epochs).assign(**same).to_csv(tmp_path/'summary_train.csv')
+    pd.DataFrame(power).assign(**same).to_csv(tmp_path/'summary_power_a40.csv')
+    found = search_table(zeus_table(tmp_path, 'a40', 'toy'), 'ax', 0, INITIAL + 1)
+    assert len(found['share']) == INITIAL + 1 and found['share'] == sorted(found['share']) and 0 < found['share'][-1] <= 1.00001
+
+
+def test_optuna_takes_the_trials_and_gives_its_space_back():
+    need('optuna')
+    from pareto_energy.export import as_distributions, from_distributions, to_optuna
+    trials = made_up_trials()
+    study = to_optuna(trials, SPACE)
+    assert [t.values for t in study.trials] == [[t.run['utility'][-1], t.run['joules'][-1]] for t in trials[:-1]] + [None]
+    assert [t.params for t in study.trials] == [t.configuration for t in trials] and study.trials[-1].user_attrs['reason'] == 'too wide'
+    assert list(from_distributions(as_distributions(SPACE))) == list(SPACE)
+    assert set(study.ask(as_distributions(SPACE)).params) == set(SPACE)
+
+
+def test_parquet_gives_the_table_back(tmp_path, monkeypatch):
+    need('pyarrow')
+    from pareto_energy import export
+    also = lambda n: dict(depth=n if n % 2 else 'auto', only=None if n else 1.)
+    mixed = [replace(t, configuration=t.configuration | also(t.number)) for t in made_up_trials()]
+    monkeypatch.setattr(export, 'read_study', lambda study: (mixed, {}, {}))
+    export.export('toy', 'parquet', tmp_path/'trials.parquet')
+    table, back = export.trials_table(mixed), pd.read_parquet(tmp_path/'trials.parquet')
+    assert back['configuration.depth'].tolist() == ['auto', '1', 'auto', '3', 'auto', '5']
+    pd.testing.assert_frame_equal(back.drop(columns='configuration.depth'), table.drop(columns='configuration.depth'))
+
+
+def test_hugging_face_reads_the_emissions_of_a_card():
+    need('huggingface_hub')
+    from types import SimpleNamespace
+    from huggingface_hub import ModelCard
+    from pareto_energy.export import emissions_block
+    row = SimpleNamespace(joules=3.6e6, joules_ci=1e5, seeds=5)
+    card = ModelCard(f"---\n{emissions_block(row, 'measured', 'EPYC · 2 threads', 'GBR')}---\n# A model")
+    emissions = card.data.co2_eq_emissions
+    assert emissions['emissions'] == pytest.approx(238, abs=1) and emissions['hardware_used'] == 'EPYC · 2 threads'
+    assert emissions['training_type'] == 'pre-training' and emissions['geographical_location'] == 'GBR'
+
+
+# Zeus: the package is real, the driver of a GPU is not
+
+@pytest.fixture
+def driver(monkeypatch):
+    "NVIDIA's driver of one GPU, whose counter stands at `driver.millijoules`."
+    need('zeus')
+    from types import SimpleNamespace
+    import pynvml
+    import zeus.device.gpu
+    import zeus.device.gpu.nvidia as nvidia
+    import zeus.utils.framework as framework
+    gpu = SimpleNamespace(millijoules=0, fails=False)
+
+    def energy(handle):
+        if gpu.fails: raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return gpu.millijoules
+    answers = dict(nvmlInit=None, nvmlShutdown=None, nvmlDeviceGetCount=1, nvmlDeviceGetHandleByIndex='gpu',
+                   nvmlDeviceGetName='GPU', nvmlDeviceGetArchitecture=pynvml.NVML_DEVICE_ARCH_HOPPER)
+    for name, answer in answers.items(): monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(pynvml, 'nvmlDeviceGetTotalEnergyConsumption', energy)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    monkeypatch.setattr(zeus.device.gpu, '_gpus', None)
+    for known in (nvidia.nvml_is_available, framework.torch_is_available): known.cache_clear()
+    yield gpu
+    for known in (nvidia.nvml_is_available, framework.torch_is_available): known.cache_clear()
+
+
+def test_zeus_reads_the_counter_of_the_gpu(driver):
+    meter = open_meter('zeus', 'cuda:0')
+    assert meter.label == 'measured' and meter.sources['gpu'] == 'nvml'
+    with meter.window() as window:
+        driver.millijoules += 12_500
+        window.lap()
+    assert window.laps[0].parts['gpu'].joules == 12.5
+    meter.begin()
+    driver.millijoules += 1000
+    meter.begin() # a stretch that nobody read, as of a subprocess that did its work
+    driver.millijoules += 2000
+    assert meter.end()['gpu'] == 2.
+
+
+def test_a_gpu_that_zeus_loses_is_the_meters_fault(driver):
+    meter = open_meter('zeus', 'cuda:0')
+    with pytest.raises(MeterError, match='Zeus can no longer read the energy'), meter.window() as window:
+        driver.fails = True
+        window.lap()
+        window.read()
+    driver.fails = False
+    with pytest.raises(MeterError, match='went backwards'), meter.window() as window:
+        driver.millijoules -= 1000
+        window.lap()
+        window.read()
+
+
+def test_zeus_without_a_gpu_says_so():
+    need('zeus')
+    if torch.cuda.is_available(): pytest.skip('there is a GPU')
+    with pytest.raises(MeterError, match="Zeus finds no GPU for the device 'cpu'.*use the meter codecarbon"): open_meter('zeus', 'cpu')
