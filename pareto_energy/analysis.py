@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STOPWATCH', 'ALLOWANCES', 'drift_sentence', 'without_drift', 'rounded', 'plus_minus', 'idle_sentence',
-           'energy_and_time', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'fieller', 'prices',
-           'standing', 'front_table', 'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence',
-           'conclusion', 'allowance_sentence', 'ownership', 'ownership_sentence', 'life', 'life_sentence',
-           'break_evens', 'break_even_sentence', 'of_kinds', 'ownership_by_kind', 'optimism', 'outlook',
-           'outlook_sentence', 'bill', 'payback_sentence']
+           'energy_and_time', 'searched', 'describe_configuration', 'no_front', 'retrained_points', 'fieller',
+           'difference_ci', 'has_clear_gain', 'has_clear_price', 'prices', 'standing', 'front_table', 'price_text',
+           'readable', 'price_sentence', 'savings', 'allowances', 'knee', 'saving_sentence', 'conclusion',
+           'allowance_sentence', 'ownership', 'ownership_sentence', 'life', 'life_sentence', 'break_evens',
+           'break_even_sentence', 'of_kinds', 'ownership_by_kind', 'optimism', 'outlook', 'outlook_sentence', 'bill',
+           'payback_sentence']
 
 # %% ../nbs/10_analysis.ipynb #c03
 import json, math
@@ -134,15 +135,32 @@ def fieller(
     half = np.sqrt((1 - g)*a**2 + (r*b)**2)/abs(y)
     return (r - half)/(1 - g), (r + half)/(1 - g)
 
+def difference_ci(
+    ci:pd.Series, # half-widths of means
+) -> pd.Series: # of the difference of each mean from the one before
+    "Half-widths of the differences of successive means."
+    return np.hypot(ci, ci.shift())
+
+def has_clear_gain(
+    front:pd.DataFrame, # of one dataset, cheapest first
+) -> pd.Series: # of booleans
+    "Points that gain more test utility than chance over the next cheaper one."
+    return front.test.diff() > difference_ci(front.test_ci)
+
+def has_clear_price(
+    prices:pd.DataFrame, # price_low, price_high
+) -> pd.Series: # of booleans
+    "Prices whose interval is finite and above zero."
+    return (prices.price_low > 0) & np.isfinite(prices.price_high)
+
 def prices(
     front:pd.DataFrame, # of one dataset, cheapest first
-) -> pd.DataFrame: # price, price_low, price_high: joules per percentage point; nan where the gain can't be told from chance
+) -> pd.DataFrame: # price, price_low, price_high: joules per percentage point; all nan where the gain is unclear, price nan where the cost is
     "What a further point of utility costs."
-    noise = lambda ci: np.hypot(ci, ci.shift())
-    gain, dearer = 100*front.test.diff(), front.joules.diff()
-    clear = gain > 100*noise(front.test_ci)
-    low, high = fieller(dearer[clear], noise(front.joules_ci)[clear], gain[clear], 100*noise(front.test_ci)[clear])
-    return pd.DataFrame(dict(price=dearer[clear]/gain[clear], price_low=low, price_high=high)).reindex(front.index)
+    gain, dearer, clear = 100*front.test.diff(), front.joules.diff(), has_clear_gain(front)
+    low, high = fieller(dearer[clear], difference_ci(front.joules_ci)[clear], gain[clear], 100*difference_ci(front.test_ci)[clear])
+    known = pd.DataFrame(dict(price=dearer[clear]/gain[clear], price_low=low, price_high=high))
+    return known.assign(price=known.price.where(has_clear_price(known))).reindex(front.index)
 
 def standing(
     table:pd.DataFrame, # from `front_table`, of one dataset
@@ -162,14 +180,25 @@ def front_table(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/10_analysis.ipynb #c16b
+def price_text(
+    row, # of `front_table`
+    clear_gain:bool, # from `has_clear_gain`
+) -> str:
+    "A price with its interval, or why there is none."
+    if not clear_gain: return 'gain unclear'
+    if not has_clear_price(row): return 'cost unclear'
+    price, low, high = (np.format_float_positional(p, 2, fractional=False, trim='-') for p in (row.price, row.price_low, row.price_high))
+    return f'{price} ({low} to {high})'
+
 def readable(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # of strings
     "The front as it is printed."
-    t, plain = standing(table), lambda p: np.format_float_positional(p, 2, fractional=False, trim='-')
+    t = standing(table)
+    costs = [price_text(r, clear) for r, clear in zip(t.itertuples(), has_clear_gain(t))]
     return pd.DataFrame({'model': t.family, f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
         'energy (J)': [plus_minus(*r) for r in zip(t.joules, t.joules_ci)],
-        'a point more costs (J)': ['', *('gain unclear' if math.isnan(r.price) else f'{plain(r.price)} ({plain(r.price_low)} to {plain(r.price_high)})' for r in t[1:].itertuples())],
+        'a point more costs (J)': ['', *costs[1:]],
         'epochs': t.epochs, 'configuration': t.searched})
 
 # %% ../nbs/10_analysis.ipynb #p01
@@ -178,8 +207,11 @@ def price_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What a further point costs at the cheap and at the dear end of the front."
-    t = standing(table).dropna(subset='price')
-    if t.empty: return f'On {name} no step along the front gains more than chance: no price can be told.'
+    steps = standing(table)
+    t = steps[has_clear_price(steps)]
+    if t.empty:
+        reason = 'that gains more than chance is clearly dearer than the one before' if has_clear_gain(steps).any() else 'gains more than chance'
+        return f'On {name} no step along the front {reason}: no price can be told.'
     cost = lambda r: f'{rounded(r.price)} J ({rounded(r.price_low)} to {rounded(r.price_high)}) a point up to {100*r.test:.1f} %'
     first, last = t.iloc[0], t.iloc[-1]
     if len(t) == 1: return f'On {name} one step of the front has a price: {cost(first)}.'

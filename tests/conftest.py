@@ -1,7 +1,26 @@
+import subprocess
+import time
+
 import pytest
 
 SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, initial=3,
              epochs=3, repeats=2, reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))
+
+
+def wait_until(condition, what, seconds=120., every=.01):
+    "Wait for a condition; fail when it does not hold in time."
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline: pytest.fail(f'Waited {seconds:g} s in vain for {what}.')
+        time.sleep(every)
+
+
+def errors_of(process, seconds=600.):
+    "Wait for a process to end and give its standard error; kill it, and fail, when it does not end in time."
+    try: return process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f'{process.args} did not end within {seconds:g} s; it wrote: {process.communicate()[1]}')
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 import os
 import signal
 import threading
-import time
 
 import pytest
+from conftest import wait_until
 from typer.testing import CliRunner
 
 from pareto_energy.study import Study, run_study
@@ -27,7 +27,7 @@ def test_a_cluster_finds_what_one_machine_finds_although_a_worker_is_killed(home
     pids, killed = client.run(os.getpid), []
 
     def kill():
-        while not study.log_path.exists() or study.log_path.read_text().count('"finished"') < 4: time.sleep(.02)
+        wait_until(lambda: study.log_path.exists() and study.log_path.read_text().count('"finished"') >= 4, 'four trials in the log')
         killed.append(next(iter(pids.values())))
         os.kill(killed[0], signal.SIGKILL)
     threading.Thread(target=kill, daemon=True).start()

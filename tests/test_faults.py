@@ -22,7 +22,8 @@ CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.),
 
 
 def hang():
-    while True: pass
+    end = time.monotonic() + 120 # without a deadline of its own, the run returns
+    while time.monotonic() < end: pass
 
 
 def leave(): os._exit(3)
@@ -61,6 +62,14 @@ def test_what_a_dead_child_took_is_read_by_its_parent():
         assert 'stopped in hang' in why.reason and 1. < why.spent < sum(whole.end().values())
 
 
+@pytest.fixture
+def forget_meters():
+    "Meters that a test puts in their place are opened anew, and forgotten at its end."
+    from pareto_energy.energy import meter_of
+    yield meter_of.cache_clear
+    meter_of.cache_clear()
+
+
 class Vanishing(SimulatedMeter):
     "A meter that is pulled out while it reads."
     reads = 0
@@ -71,30 +80,69 @@ class Vanishing(SimulatedMeter):
         return super().end()
 
 
-def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(home, smoke, monkeypatch):
+def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(home, smoke, monkeypatch, forget_meters):
     from pareto_energy import energy
     parameters = smoke | dict(families=['logistic'], strategies=['random'])
     whole = run_study(Study('whole', **parameters))
     monkeypatch.setitem(energy.METERS, 'simulated', lambda device: Vanishing())
-    energy.meter_of.cache_clear()
+    forget_meters()
     study, stops = Study('vanishing', **parameters), 0
-    while True:
+    while stops < 10:
         try: trials = run_study(study)
         except MeterError: stops += 1
         else: break
-    energy.meter_of.cache_clear()
-    assert stops and b'"interrupted"' in study.log_path.read_bytes()
+    assert 0 < stops < 10 and b'"interrupted"' in study.log_path.read_bytes()
     same = lambda trials: [(t.key, t.status, t.configuration, t.run['joules'], t.attempts) for t in trials]
     assert same(trials) == same(whole)
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(home, smoke, monkeypatch):
+def test_a_wall_clock_that_is_set_back_changes_nothing(home, smoke, monkeypatch):
+    from pareto_energy.datasets import dataset
+    from pareto_energy.study import StudyStopped
+    from pareto_energy.training import train
     parameters = smoke | dict(families=['logistic'], strategies=['trajectory'], seeds=[0])
     outcome = lambda name: [(t.status, t.configuration, t.run['joules']) for t in run_study(Study(name, **parameters))]
     before, now = outcome('before'), [time.time()]
-    def earlier(): now[0] -= 100; return now[0]
+    configuration = before[0][1]
+
+    def earlier():
+        now[0] -= 100
+        return now[0]
     monkeypatch.setattr(time, 'time', earlier)
     assert outcome('after') == before
+    run = train('logistic', configuration, dataset('digits'), 2000, 0, SimulatedMeter(), repeats=1, deadline=.05)
+    assert len(run.utility) < 2000, 'the deadline of a run holds'
+    assert run.seconds > 0 and run.cpu_seconds > 0
+    with pytest.raises(StudyStopped): run_study(Study('hours', **parameters, hours=1e-9))
+
+
+class CpuClock:
+    "The CPU time of this process, which falls back by 100 s once, at the fifth reading after `countdown` is set."
+    def __init__(self): self.read, self.countdown, self.lag = time.process_time, math.inf, 0.
+
+    def __call__(self):
+        self.countdown -= 1
+        if self.countdown == 0: self.lag = 100.
+        return self.read() - self.lag
+
+
+def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configuration(home, smoke, tmp_path, monkeypatch, forget_meters):
+    from pareto_energy import energy
+    clock, trained = CpuClock(), []
+
+    def train_while_clock_falls_back(*args, **kwargs):
+        trained.append(args[4])
+        if len(trained) == 2: clock.countdown = 5
+        return train_family(*args, **kwargs)
+    monkeypatch.setattr(time, 'process_time', clock)
+    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(train_while_clock_falls_back))
+    monkeypatch.setitem(energy.METERS, 'simulated', lambda device: energy.CodeCarbonMeter(powercap=tmp_path/'no-counter'))
+    forget_meters()
+    study = Study('fallen', **smoke | ONE | dict(seeds=[0], trials=3))
+    with pytest.raises(MeterError, match='The cpu_time counter of the cpu went backwards'): run_study(study)
+    assert [t.status for t in read_trials(study.log_path).values()] == ['finished', 'started']
+    trials = run_study(study)
+    assert [t.status for t in trials] == ['finished']*3 and min(t.run['joules'][0] for t in trials) > 0
 
 
 FULL = '''
@@ -125,7 +173,7 @@ print(len(run_study(study)))
 def small_disk(path, script, parameters, size='3m', after='true'):
     "Run a script whose home is a file system of its own."
     words = f'mount -t tmpfs -o size={size} none {path} && {after} && exec "$0" -c "$1" "$2"'
-    return subprocess.run(['unshare', '-rm', 'sh', '-c', words, sys.executable, script, json.dumps(parameters)], env=os.environ | {'PARETO_ENERGY_HOME': str(path)}, capture_output=True, text=True)
+    return subprocess.run(['unshare', '-rm', 'sh', '-c', words, sys.executable, script, json.dumps(parameters)], env=os.environ | {'PARETO_ENERGY_HOME': str(path)}, capture_output=True, text=True, timeout=600)
 
 
 mountable = pytest.mark.skipif(subprocess.run(['sh', '-c', 'unshare -rm true'], capture_output=True).returncode != 0, reason='no file system can be mounted here')

@@ -25,7 +25,7 @@ study = Study(train, dict(lr=(.1, 1.), hangs=%s), 'toy', trials=6, initial=4, fr
 
 
 def python(script, home):
-    return subprocess.run([sys.executable, '-c', script], cwd=home, env=os.environ | {'PARETO_ENERGY_HOME': str(home)}, capture_output=True, text=True)
+    return subprocess.run([sys.executable, '-c', script], cwd=home, env=os.environ | {'PARETO_ENERGY_HOME': str(home)}, capture_output=True, text=True, timeout=600)
 
 
 def ten_lines():
@@ -39,7 +39,7 @@ def test_the_ten_lines_of_the_readme(tmp_path):
     assert first.returncode == 0 and 'On my-mlp the best model found' in first.stdout and 'accuracy (validation part) (%)' in first.stdout, first.stderr
     before = log.read_bytes()
     assert python(script, tmp_path).stdout == first.stdout and log.read_bytes() == before
-    shown = subprocess.run([Path(sys.executable).parent/'pareto-energy', 'front', 'my-mlp'], cwd=ROOT, env=os.environ | {'PARETO_ENERGY_HOME': str(tmp_path)}, capture_output=True, text=True)
+    shown = subprocess.run([Path(sys.executable).parent/'pareto-energy', 'front', 'my-mlp'], cwd=ROOT, env=os.environ | {'PARETO_ENERGY_HOME': str(tmp_path)}, capture_output=True, text=True, timeout=600)
     assert shown.returncode == 0 and 'On my-mlp the best model found' in shown.stdout
 
 
@@ -54,7 +54,7 @@ def test_a_loop_that_hangs_is_a_failed_trial(tmp_path):
 def test_a_notebook_keeps_one_sentence_and_the_results(tmp_path):
     cells = [nbformat.v4.new_code_cell(TOY % (False, '') + source) for source in ('study.run();', 'study')]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'mine.ipynb')
-    subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', tmp_path/'mine.ipynb'], check=True, env=os.environ | {'PARETO_ENERGY_HOME': str(tmp_path)}, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', tmp_path/'mine.ipynb'], check=True, env=os.environ | {'PARETO_ENERGY_HOME': str(tmp_path)}, capture_output=True, timeout=600)
     (live,), results = (cell.outputs for cell in nbformat.read(tmp_path/'mine.ipynb', 4).cells)
     assert live.output_type == 'display_data' and live.data['text/markdown'].startswith('6 of 6 trials, ')
     assert [next(m for m in ('image/png', 'text/html', 'text/markdown') if m in o.data) for o in results] == ['image/png', 'text/html', 'text/markdown']

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from conftest import errors_of, wait_until
 
 from pareto_energy.trials import read_log, read_trials
 
@@ -47,7 +48,10 @@ class Zygote:
         self.send(parameters)
         pid = int(self.process.stdout.readline())
         alive = lambda: os.path.exists(f'/proc/{pid}/exe')
-        while alive() and not until(): time.sleep(.001)
+        try: wait_until(lambda: not alive() or until(), 'the study to end, or to come as far as it is killed at', seconds=600., every=.001)
+        except pytest.fail.Exception:
+            os.kill(pid, signal.SIGKILL)
+            raise
         time.sleep(rng.uniform(0, .05))
         if alive(): os.kill(pid, signal.SIGKILL)
         return int(self.process.stdout.readline())
@@ -87,7 +91,7 @@ def test_a_killed_parent_takes_its_child_with_it(tmp_path, smoke):
     import psutil
     process = start(tmp_path, smoke | dict(study='s', deadline=60., trials=30, epochs=30))
     log = tmp_path/'data/s/trials.jsonl'
-    while not log.exists() or log.read_text().count('started') < 2: time.sleep(.01)
+    wait_until(lambda: log.exists() and log.read_text().count('"started"') >= 2, 'two trials that start')
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     assert children and not psutil.wait_procs(children, timeout=10)[1]
@@ -95,13 +99,13 @@ def test_a_killed_parent_takes_its_child_with_it(tmp_path, smoke):
 
 def interrupted(tmp_path, parameters, times, started):
     process, log = start(tmp_path, parameters), tmp_path/'data/s/trials.jsonl'
-    while not log.exists() or log.read_text().count('"started"') < started: time.sleep(.01)
+    wait_until(lambda: log.exists() and log.read_text().count('"started"') >= started, f'trial {started} to start')
     for n in range(times):
         process.send_signal(signal.SIGINT)
         if n + 1 < times: time.sleep(.3)
-    began = time.time()
-    said = process.communicate()[1]
-    return process.returncode, said, log, time.time() - began
+    began = time.monotonic()
+    said = errors_of(process)
+    return process.returncode, said, log, time.monotonic() - began
 
 
 def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
@@ -110,7 +114,9 @@ def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
     trials = read_trials(log)
     assert status and 'StudyStopped' in said and re.search(r'\d+ of 16 trials are recorded: start the study s again', said)
     assert {t.status for t in trials.values()} == {'finished'} and 1 <= len(trials) < 16
-    assert start(tmp_path, parameters).wait() == 0 and len(read_trials(log)) == 16 and all(t.attempts == 1 for t in read_trials(log).values())
+    again = start(tmp_path, parameters)
+    errors_of(again)
+    assert again.returncode == 0 and len(read_trials(log)) == 16 and all(t.attempts == 1 for t in read_trials(log).values())
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
@@ -135,9 +141,11 @@ def test_a_configuration_that_always_kills_is_given_up(home, smoke):
 
 def test_four_processes_share_a_study(tmp_path, smoke):
     parameters = smoke | dict(study='s', strategies=['random', 'sobol'])
-    assert start(tmp_path/'alone', parameters).wait() == 0
+    first = start(tmp_path/'alone', parameters)
+    said = errors_of(first)
+    assert first.returncode == 0, said
     processes = [start(tmp_path/'shared', parameters, '--join') for _ in range(4)]
-    said = [p.communicate()[1] for p in processes]
+    said = [errors_of(p) for p in processes]
     assert [p.returncode for p in processes] == [0]*4, said
     alone, shared = (tmp_path/name/'data/s/trials.jsonl' for name in ('alone', 'shared'))
     contents = read_log(shared)
@@ -149,10 +157,11 @@ def test_four_processes_share_a_study(tmp_path, smoke):
 def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke):
     import socket
     first, log = start(tmp_path, smoke | dict(study='s')), tmp_path/'data/s/trials.jsonl'
-    while not log.exists(): time.sleep(.01)
+    wait_until(log.exists, 'the log of the first process')
     second = start(tmp_path, smoke | dict(study='s'))
-    assert f'is under way in process {first.pid} on {socket.gethostname()}' in second.communicate()[1] and second.returncode
-    assert first.wait() == 0
+    assert f'is under way in process {first.pid} on {socket.gethostname()}' in errors_of(second) and second.returncode
+    errors_of(first)
+    assert first.returncode == 0
 
 
 def test_budgets_of_hours_and_joules(home, smoke):
