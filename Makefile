@@ -22,12 +22,12 @@ lab: install
 bench: install
 	rm -f data/$(BENCH)/benchmark.json data/$(BENCH)/conclusions.json
 	mkdir -p runs/$(BENCH) data/$(BENCH)
-	$(BIN)/papermill nbs/12_benchmark.ipynb runs/$(BENCH)/12_benchmark.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
+	$(BIN)/papermill nbs/80_bench.overhead.ipynb runs/$(BENCH)/80_bench.overhead.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 
-# every family on every dataset that is at hand, for chapter 03; what is done stays done
+# every family on every dataset that is at hand, for the chapter of the families on trial; what is done stays done
 zoo: install
 	mkdir -p data/published/zoo
-	OMP_NUM_THREADS=1 $(BIN)/python -c 'from pathlib import Path; from pareto_energy.training import sweep_zoo; sweep_zoo(Path("data/published/zoo"))'
+	OMP_NUM_THREADS=1 $(BIN)/python -c 'from pathlib import Path; from pareto_energy.bench.families import sweep_zoo; sweep_zoo(Path("data/published/zoo"))'
 
 # the quick study and the benchmarks anew, as those that the chapters show; then `make notebooks readme`
 publish: install

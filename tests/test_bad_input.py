@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pareto_energy.cli import app, execute
-from pareto_energy.trials import TrialLog, seal
+from pareto_energy.front.log import TrialLog, seal
 
 KEY = ('digits', 'logistic', 'random', 0, 0)
 
@@ -107,8 +107,8 @@ def test_front_of_a_study_without_results(home):
 
 
 def test_a_study_of_failures_says_so(home, smoke):
-    from pareto_energy.analysis import retrained_points
-    from pareto_energy.study import Study, run_study
+    from pareto_energy.report.tables import retrained_points
+    from pareto_energy.run.study import Study, run_study
     wild = dict(families=['mlp'], seeds=[0], ranges=dict(mlp=dict(lr=[1e37, 3e38], batch=[32, 512], fraction=1.)))
     trials = run_study(Study('wild', **smoke | wild))
     assert {t.status for t in trials} == {'failed'} and all(t.spent > 0 and 'loss became nan' in t.reason for t in trials)

@@ -7,8 +7,8 @@ import pytest
 from conftest import wait_until
 from typer.testing import CliRunner
 
-from pareto_energy.study import Study, run_study
-from pareto_energy.trials import read_log, read_trials
+from pareto_energy.run.study import Study, run_study
+from pareto_energy.front.log import read_log, read_trials
 
 distributed = pytest.importorskip('distributed')
 
@@ -39,9 +39,9 @@ def test_a_cluster_finds_what_one_machine_finds_although_a_worker_is_killed(home
 def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypatch):
     def deadly(name, family, configuration, epochs, seed, *args, **kwargs):
         import os
-        from pareto_energy.work import train_family
+        from pareto_energy.run.tasks import train_family
         return os._exit(1) if seed == 0 else train_family(name, family, configuration, epochs, seed, *args, **kwargs)
-    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(deadly))
+    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(deadly))
     study = Study('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
     first, second = run_study(study, client=client)
     assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')
@@ -57,7 +57,7 @@ def test_trials_that_run_at_once_are_told_apart(home, smoke, client):
 
 def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypatch):
     def source(protocol): return 'simulated', f'machine {os.getpid()}'
-    monkeypatch.setattr('pareto_energy.study.source_of', source)
+    monkeypatch.setattr('pareto_energy.run.study.source_of', source)
     study = Study('mixed', **smoke)
     with pytest.raises(ValueError, match='The workers of the cluster differ'): run_study(study, client=client)
     assert not read_trials(study.log_path)
@@ -67,8 +67,8 @@ def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypa
 def two_kinds(client):
     """Makes one of the workers another machine, which takes twice the joules."""
     def make(kind):
-        from pareto_energy.energy import SimulatedMeter
-        from pareto_energy.machines import calibrated_meter
+        from pareto_energy.energy.meter import SimulatedMeter
+        from pareto_energy.energy.calibration import calibrated_meter
         calibrated_meter.cache_clear()
         SimulatedMeter.machine, joules = dict(thrifty=('a thrifty machine', 1e-8), hungry=('a hungry machine', 2e-8), simulated=('simulated', 1e-8))[kind]
         SimulatedMeter.end = lambda self: dict(cpu=joules*self.work)
@@ -97,7 +97,7 @@ def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, t
 
 
 def test_a_cluster_without_a_meter_is_refused(home):
-    from pareto_energy.cluster import Cluster
+    from pareto_energy.run.executors import Cluster
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
         with pytest.raises(RuntimeError, match='No worker of the cluster offers a meter'): Cluster(client)
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pareto_energy import datasets
-from pareto_energy.datasets import File, cache_folder, card, dataset, fetch
+from pareto_energy.models.data import File, cache_folder, card, dataset, fetch
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pareto_energy.energy import CodeCarbonMeter, Gpu, _tracker, gpu_counter, measure, rapl_counters, tracked_counters
+from pareto_energy.energy.counters import CodeCarbonMeter, Gpu, _tracker, gpu_counter, rapl_counters, tracked_counters
+from pareto_energy.energy.meter import measure
 
 
 def relied_on():
@@ -111,9 +112,9 @@ def test_windows_and_apple_as_codecarbon_gives_them():
 
 
 def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, monkeypatch):
-    from pareto_energy.energy import MeterError, SimulatedMeter
-    from pareto_energy.study import Study, run_study
-    from pareto_energy.trials import read_trials
+    from pareto_energy.energy.meter import MeterError, SimulatedMeter
+    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.front.log import read_trials
     study = Study('broken', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
     end, readings = SimulatedMeter.end, [] # of training epochs
 

@@ -3,9 +3,9 @@ import shutil
 
 import pytest
 
-from pareto_energy.explorer import ROWS, explorer_chart, explorer_page, explorer_points
-from pareto_energy.pareto import front
-from pareto_energy.trials import read_study
+from pareto_energy.report.explorer import ROWS, explorer_chart, explorer_page, explorer_points
+from pareto_energy.front.pareto import front
+from pareto_energy.front.log import read_study
 
 BROWSER = shutil.which('chromium-headless-shell') or shutil.which('chromium')
 

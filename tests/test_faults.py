@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pareto_energy.energy import MeterError, SimulatedMeter
-from pareto_energy.study import Study, run_study
-from pareto_energy.trials import CHECK, KEY, SCHEMA, TrialLog, read_log, read_trials, seal, unseal
-from pareto_energy.work import train_family
+from pareto_energy.energy.meter import MeterError, SimulatedMeter
+from pareto_energy.run.study import Study, run_study
+from pareto_energy.front.log import CHECK, KEY, SCHEMA, TrialLog, read_log, read_trials, seal, unseal
+from pareto_energy.run.tasks import train_family
 
 ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, initial=1)
 CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine='simulated')
@@ -37,14 +37,14 @@ FAULTS = (divide, hang, leave, segfault, fill)
 
 def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
     "Each seed its own fault; the last one and fresh ones train."
-    from pareto_energy.training import TrainingFailed
+    from pareto_energy.models.run import TrainingFailed
     if seed >= len(FAULTS): return train_family(name, family, configuration, epochs, seed, *args, **kwargs)
     try: FAULTS[seed]()
     except Exception as e: raise TrainingFailed(f'{type(e).__name__}: {e}', 1.) from e
 
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
-    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(faulty))
+    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(faulty))
     trials = run_study(Study('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'], trials[-1].reason
     assert all(t.attempts == 1 for t in trials)
@@ -52,8 +52,8 @@ def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, m
 
 
 def test_what_a_dead_child_took_is_read_by_its_parent():
-    from pareto_energy.energy import open_meter
-    from pareto_energy.isolation import Child
+    from pareto_energy.energy.counters import open_meter
+    from pareto_energy.run.executors import Child
     with Child(int, seconds=1, meter=open_meter('codecarbon')) as child:
         child.ready()
         whole = open_meter('codecarbon')
@@ -65,7 +65,7 @@ def test_what_a_dead_child_took_is_read_by_its_parent():
 @pytest.fixture
 def forget_meters():
     "Meters that a test puts in their place are opened anew, and forgotten at its end."
-    from pareto_energy.energy import meter_of
+    from pareto_energy.energy.counters import meter_of
     yield meter_of.cache_clear
     meter_of.cache_clear()
 
@@ -97,9 +97,9 @@ def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(hom
 
 
 def test_a_wall_clock_that_is_set_back_changes_nothing(home, smoke, monkeypatch):
-    from pareto_energy.datasets import dataset
-    from pareto_energy.study import StudyStopped
-    from pareto_energy.training import train
+    from pareto_energy.models.data import dataset
+    from pareto_energy.run.study import StudyStopped
+    from pareto_energy.models.training import train
     parameters = smoke | dict(families=['logistic'], strategies=['trajectory'], seeds=[0])
     outcome = lambda name: [(t.status, t.configuration, t.run['joules']) for t in run_study(Study(name, **parameters))]
     before, now = outcome('before'), [time.time()]
@@ -135,7 +135,7 @@ def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configura
         if len(trained) == 2: clock.countdown = 5
         return train_family(*args, **kwargs)
     monkeypatch.setattr(time, 'process_time', clock)
-    monkeypatch.setattr('pareto_energy.study.Study.training', staticmethod(train_while_clock_falls_back))
+    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(train_while_clock_falls_back))
     monkeypatch.setitem(energy.METERS, 'simulated', lambda device: energy.CodeCarbonMeter(powercap=tmp_path/'no-counter'))
     forget_meters()
     study = Study('fallen', **smoke | ONE | dict(seeds=[0], trials=3))
@@ -147,11 +147,11 @@ def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configura
 
 FULL = '''
 import json, os, sys, warnings
-from pareto_energy.study import Study, run_study
+from pareto_energy.run.study import Study, run_study
 study = Study(**json.loads(sys.argv[1]))
 folder = study.log_path.parent
 folder.mkdir(parents=True)
-from pareto_energy.trials import TrialLog
+from pareto_energy.front.log import TrialLog
 append, ends = TrialLog.append, []
 def filled(self, event, *args, **fields):
     ends.extend([event] if event in ("finished", "failed") else [])
@@ -188,7 +188,7 @@ def test_a_full_disk_loses_nothing(tmp_path, smoke):
 
 @mountable
 def test_a_read_only_folder_is_named(tmp_path, smoke):
-    script = 'import json, sys; from pareto_energy.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])))'
+    script = 'import json, sys; from pareto_energy.run.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])))'
     done = small_disk(tmp_path, script, smoke | dict(study='ro'), after=f'mount -o remount,ro {tmp_path}')
     assert done.returncode and 'Read-only file system' in done.stderr and 'PARETO_ENERGY_HOME' in done.stderr
 
@@ -251,7 +251,7 @@ def test_events_that_another_program_wrote_never_crash_the_reader(tmp_path_facto
 
 
 def test_a_hundred_thousand_harmed_logs_tell_no_false_trial(tmp_path):
-    from pareto_energy.trials import Contents
+    from pareto_energy.front.log import Contents
     lines, rng, n, harmed = log_of(tmp_path/'trials.jsonl', 1).splitlines(), random.Random(0), 100_000, 0
     truth = told(read_trials(tmp_path/'trials.jsonl'))
     for _ in range(n):
@@ -278,7 +278,7 @@ NUMBERS = st.lists(st.tuples(st.sampled_from([0., .25, .5, .75, 1.]) | st.floats
 @given(NUMBERS)
 def test_front_and_hypervolume_agree_with_brute_force(points):
     import pandas as pd
-    from pareto_energy.pareto import front, hypervolume
+    from pareto_energy.front.pareto import front, hypervolume
     table = pd.DataFrame(points, columns=['utility', 'joules'])
     score = [(u, -math.log10(j)) for u, j in points]
     dominated = lambda a: any(b[0] >= a[0] and b[1] >= a[1] and b != a for b in score)
@@ -294,7 +294,7 @@ def test_front_and_hypervolume_agree_with_brute_force(points):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_configurations_survive_encoding(data):
-    from pareto_energy.space import Choice, Float, Int, Ordered, Space, from_unit
+    from pareto_energy.models.space import Choice, Float, Int, Ordered, Space, from_unit
     low = data.draw(st.floats(1e-6, 1e3))
     whole = data.draw(st.integers(1, 500))
     space = Space(a=Float(low, low*data.draw(st.floats(1.01, 1e4)), log=data.draw(st.booleans())), b=Int(whole, whole + data.draw(st.integers(1, 500)), log=data.draw(st.booleans())), c=Choice(data.draw(st.lists(st.text(), min_size=2, max_size=5, unique=True))), d=Ordered([1, 2, 4]))
@@ -321,10 +321,10 @@ def degenerate():
 @pytest.mark.parametrize('strategy', ['trajectory', 'qlognehvi', 'qlogparego', 'nsga2'])
 @pytest.mark.parametrize('name, utility, joules', list(degenerate()))
 def test_degenerate_logs_never_kill_a_study(strategy, name, utility, joules):
-    from pareto_energy.mobo import Search
-    from pareto_energy.space import Choice, Float, Space, sobol
-    from pareto_energy.trajectory import STRATEGIES
-    from pareto_energy.trials import Trial
+    from pareto_energy.search.strategies import Search
+    from pareto_energy.models.space import Choice, Float, Space, sobol
+    from pareto_energy.search.trajectory import STRATEGIES
+    from pareto_energy.front.log import Trial
     space = Space(lr=Float(1e-4, 1e-1, log=True), optimiser=Choice(['adam', 'sgd']))
     configurations = sobol(space, 8) if name != 'the same configuration' else sobol(space, 1)*8
     noise = dict(se=[math.nan]*2, repeats=2) if name == 'noise that is no number' else dict(se=[None]*2, repeats=1)

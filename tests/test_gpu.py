@@ -4,13 +4,15 @@ import math
 import pytest
 import torch
 
-from pareto_energy.datasets import dataset
-from pareto_energy.energy import measure, meter_of
-from pareto_energy.loops import train_loop
-from pareto_energy.space import DEFAULTS
-from pareto_energy.study import Study, run_study
-from pareto_energy.training import TrainingFailed, train
-from pareto_energy.zoo import FAMILIES
+from pareto_energy.models.data import dataset
+from pareto_energy.energy.meter import measure
+from pareto_energy.energy.counters import meter_of
+from pareto_energy.models.custom import train_loop
+from pareto_energy.models.families import DEFAULTS
+from pareto_energy.run.study import Study, run_study
+from pareto_energy.models.run import TrainingFailed
+from pareto_energy.models.training import train
+from pareto_energy.models.families import FAMILIES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no NVIDIA GPU')
 DEVICE = 'cuda'

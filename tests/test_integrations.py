@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pareto_energy.energy import MeterError, SimulatedMeter, open_meter
-from pareto_energy.loops import train_loop
-from pareto_energy.space import DEFAULTS, Choice, Float, Int, Ordered, Space, family_space
-from pareto_energy.training import TrainingFailed
-from pareto_energy.trials import Trial
+from pareto_energy.energy.meter import MeterError, SimulatedMeter
+from pareto_energy.energy.counters import open_meter
+from pareto_energy.models.custom import train_loop
+from pareto_energy.models.families import DEFAULTS, family_space
+from pareto_energy.models.space import Choice, Float, Int, Ordered, Space
+from pareto_energy.models.run import TrainingFailed
+from pareto_energy.front.log import Trial
 
 ROWS, BATCH, EPOCHS = 64, 16, 3
 
@@ -51,7 +53,7 @@ def examples():
 
 def with_lightning(meter):
     import lightning
-    from pareto_energy.loops import lightning_callback
+    from pareto_energy.models.custom import lightning_callback
 
     class Model(lightning.LightningModule):
         def __init__(self, lr):
@@ -78,7 +80,7 @@ def with_lightning(meter):
 
 def with_transformers(meter):
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
-    from pareto_energy.loops import transformers_callback
+    from pareto_energy.models.custom import transformers_callback
     tiny = dict(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=8)
 
     class Model(BertForSequenceClassification):
@@ -150,7 +152,7 @@ def made_up_trials():
 
 def test_ax_takes_the_trials_and_goes_on_from_them():
     need('ax')
-    from pareto_energy.export import to_ax
+    from pareto_energy.report.export import to_ax
     trials = made_up_trials()
     client = to_ax(trials, SPACE)
     table = client.summarize()
@@ -164,7 +166,7 @@ def test_ax_takes_the_trials_and_goes_on_from_them():
 @pytest.mark.parametrize('family', DEFAULTS)
 def test_ax_takes_the_space_of_a_family(family):
     need('ax')
-    from pareto_energy.export import to_ax
+    from pareto_energy.report.export import to_ax
     space, trial = family_space(family), made_up_trials()[0]
     table = to_ax([replace(trial, configuration=DEFAULTS[family])], space).summarize()
     assert {name: table[name].item() for name in space} == {name: DEFAULTS[family][name] for name in space}
@@ -172,7 +174,7 @@ def test_ax_takes_the_space_of_a_family(family):
 
 def test_ax_searches_a_table(tmp_path):
     need('ax')
-    from pareto_energy.search import INITIAL, search_table, zeus_table
+    from pareto_energy.bench.searches import INITIAL, search_table, zeus_table
     same, batches = dict(dataset='toy', optimizer='adam'), (8, 16, 32)
     epochs = [dict(batch_size=b, run=r, target_metric=m, target_epoch=m*(1 + b/64)) for b in batches for r in (1, 2) for m in (1, 2, 3)]
     power = [dict(batch_size=b, power_limit=p, time_per_epoch=80/b, average_power=p) for b in batches for p in (100, 150, 200)]
@@ -184,7 +186,7 @@ def test_ax_searches_a_table(tmp_path):
 
 def test_optuna_takes_the_trials_and_gives_its_space_back():
     need('optuna')
-    from pareto_energy.export import as_distributions, from_distributions, to_optuna
+    from pareto_energy.report.export import as_distributions, from_distributions, to_optuna
     trials = made_up_trials()
     study = to_optuna(trials, SPACE)
     assert [t.values for t in study.trials] == [[t.run['utility'][-1], t.run['joules'][-1]] for t in trials[:-1]] + [None]
@@ -209,7 +211,7 @@ def test_hugging_face_reads_the_emissions_of_a_card():
     need('huggingface_hub')
     from types import SimpleNamespace
     from huggingface_hub import ModelCard
-    from pareto_energy.export import emissions_block
+    from pareto_energy.report.export import emissions_block
     row = SimpleNamespace(joules=3.6e6, joules_ci=1e5, seeds=5)
     card = ModelCard(f"---\n{emissions_block(row, 'measured', 'EPYC · 2 threads', 'GBR')}---\n# A model")
     emissions = card.data.co2_eq_emissions

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pareto_energy.trials import read_trials
+from pareto_energy.front.log import read_trials
 
 ROOT = Path(__file__).parents[1]
 TOY = '''

@@ -24,10 +24,10 @@ def test_the_book_runs_and_resumes(tmp_path):
     printed = [f'table-{t}.{s}' for t in ('front', 'allowances', 'comparison', 'indicators') for s in ('tex', 'csv', 'md')]
     assert sorted(p.name for p in figures.iterdir()) == sorted([*drawn, *printed, 'explorer.html'])
     assert 'digits: test part' in out and 'diabetes: test part' in out and 'R² (%)' in out and 'a point more costs' in out and str(figures/'front.pdf') in out
-    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 16
+    assert len(list((tmp_path/'runs/smoke').glob('*.ipynb'))) == 13
     assert 'simulated' in (figures/'front.svg').read_text()
     log = (data/'trials.jsonl').read_bytes()
-    alone = ('papermill', 'nbs/08_study.ipynb', tmp_path/'out.ipynb', '-f', 'nbs/studies/smoke.yaml', '--no-progress-bar')
+    alone = ('papermill', 'nbs/53_run.study.ipynb', tmp_path/'out.ipynb', '-f', 'nbs/studies/smoke.yaml', '--no-progress-bar')
     said(BIN/alone[0], *alone[1:], '-p', 'trials', 5, home=tmp_path)
     assert (data/'trials.jsonl').read_bytes().startswith(log)
     assert (data/'trials.jsonl').read_text().count('"finished"') == log.count(b'"finished"') + 12
@@ -35,8 +35,9 @@ def test_the_book_runs_and_resumes(tmp_path):
 
 def test_no_network(home, smoke, monkeypatch):
     import socket
-    from pareto_energy.energy import measure, open_meter, reference_workload
-    from pareto_energy.study import Study, run_study
+    from pareto_energy.energy.meter import measure, reference_workload
+    from pareto_energy.energy.counters import open_meter
+    from pareto_energy.run.study import Study, run_study
 
     tried = []
 
@@ -54,7 +55,7 @@ def test_wheel_outside_the_checkout(tmp_path):
     said(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--wheel-dir', tmp_path, ROOT, home=tmp_path)
     wheel, = tmp_path.glob('*.whl')
     said(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', tmp_path/'site', wheel, home=tmp_path)
-    code = ("import sys; sys.path.insert(0, 'site'); import pareto_energy; from pareto_energy.space import SPACES; from pareto_energy.cli import app; "
+    code = ("import sys; sys.path.insert(0, 'site'); import pareto_energy; from pareto_energy.models.families import SPACES; from pareto_energy.cli import app; "
             "assert 'torch' not in sys.modules; print(pareto_energy.__file__)")
     assert str(tmp_path/'site') in said(sys.executable, '-P', '-c', code, home=tmp_path, cwd=tmp_path).replace('site/', f'{tmp_path}/site/', 1)
     assert (tmp_path/'site/bin/pareto-energy').exists()

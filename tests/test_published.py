@@ -11,8 +11,8 @@ import papermill
 import pytest
 import yaml
 
-from pareto_energy.study import Study, run_study, status
-from pareto_energy.trials import read_study
+from pareto_energy.run.study import Study, run_study, status
+from pareto_energy.front.log import read_study
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT/'data/published'

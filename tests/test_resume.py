@@ -11,14 +11,14 @@ import time
 import pytest
 from conftest import errors_of, wait_until
 
-from pareto_energy.trials import read_log, read_trials
+from pareto_energy.front.log import read_log, read_trials
 
 KEY = ('dataset', 'family', 'strategy', 'seed', 'number')
-SCRIPT = 'import json, sys; from pareto_energy.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])), join="--join" in sys.argv)'
+SCRIPT = 'import json, sys; from pareto_energy.run.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])), join="--join" in sys.argv)'
 # imports are paid once: the first study is run by the process itself, the others by forks of it, which can be killed
 ZYGOTE = '''
 import os, sys, json
-from pareto_energy.study import Study, run_study
+from pareto_energy.run.study import Study, run_study
 run_study(Study(**json.loads(sys.stdin.readline())))
 for line in sys.stdin:
     pid = os.fork()
@@ -128,8 +128,8 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
 
 
 def test_a_configuration_that_always_kills_is_given_up(home, smoke):
-    from pareto_energy.study import Study, run_study
-    from pareto_energy.trials import ATTEMPTS, TrialLog
+    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.front.log import ATTEMPTS, TrialLog
     study = Study('suspect', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=1))
     study.log_path.parent.mkdir(parents=True)
     with TrialLog(study.log_path) as log:
@@ -165,7 +165,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke)
 
 
 def test_budgets_of_hours_and_joules(home, smoke):
-    from pareto_energy.study import Study, StudyStopped, run_study
+    from pareto_energy.run.study import Study, StudyStopped, run_study
     smoke |= dict(study='budgets', joules=1e-9)
     with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(Study(**smoke, hours=1e-9))
     searches = {}
@@ -181,8 +181,8 @@ def test_budgets_of_hours_and_joules(home, smoke):
 
 def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke, recwarn):
     from dataclasses import replace
-    from pareto_energy.study import Study, run_study
-    from pareto_energy.trials import read_machine, seal, unseal
+    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.front.log import read_machine, seal, unseal
     study = Study('moved', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=3))
     for n in (3, 4): run_study(replace(study, trials=n))
     assert not any('reference workload' in str(w.message) for w in recwarn), 'the same machine'

@@ -1,7 +1,7 @@
 "A search that ends, and a run that is stopped, because the rest isn't worth its energy."
-from pareto_energy.study import Study, is_complete, run_study, spent, status
-from pareto_energy.trials import read_trials
-from pareto_energy.work import looks
+from pareto_energy.run.study import Study, is_complete, run_study, spent, status
+from pareto_energy.front.log import read_trials
+from pareto_energy.search.trajectory import looks
 
 ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
 
@@ -41,7 +41,7 @@ def test_benchmark_on_a_folder_never_seen_before(tmp_path):
     import json
     import pandas as pd
     from typer.testing import CliRunner
-    from pareto_energy.cli import app
+    from pareto_energy.bench.commands import app
     reached = {4: (1, 3, 6), 8: (2, 4, 9), 16: (3, 7, None)}
     pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='AdamW', run=r, target_metric=m, target_epoch=e + r if e else None)
                   for b, epochs in reached.items() for r in (0, 1) for m, e in zip((60, 40, 20), epochs)]).to_csv(tmp_path/'summary_train.csv', index=False)
@@ -64,7 +64,7 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     import sys
     import pandas as pd
     from typer.testing import CliRunner
-    from pareto_energy.cli import app
+    from pareto_energy.bench.commands import app
     monkeypatch.setitem(sys.modules, 'optuna', None)
     pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='sgd', run=0, target_metric=m, target_epoch=m) for b in (4, 8) for m in (1, 2)]).to_csv(tmp_path/'summary_train.csv')
     pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='sgd', power_limit=p, time_per_epoch=1., average_power=p) for b in (4, 8) for p in (100, 200)]).to_csv(tmp_path/'summary_power_h100.csv')

@@ -39,7 +39,7 @@ def test_every_pinned_package_has_its_licence_listed():
     assert set(PINS) <= listed
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'pareto_energy').glob('*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted((ROOT/'pareto_energy').rglob('*.py')), ids=lambda p: str(p.relative_to(ROOT)))
 def test_data_are_never_code(path):
     "No pickle, no eval, no unsafe loading, no archive written to where its members say."
     tree = ast.parse(path.read_text())
@@ -56,7 +56,7 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)>'
 def test_the_explorer_shows_what_it_is_given_and_runs_nothing_of_it():
     import altair as alt
     import pandas as pd
-    from pareto_energy.explorer import explorer_page
+    from pareto_energy.report.explorer import explorer_page
     chart = alt.Chart(pd.DataFrame(dict(model=[HOSTILE], x=[1.]))).mark_point().encode(x='x', tooltip='model')
     text = explorer_page(chart, HOSTILE, HOSTILE)
     assert HOSTILE not in text and '<img src=x' not in text and '<script>alert' not in text and '\\u003c/script>' in text
@@ -64,7 +64,7 @@ def test_the_explorer_shows_what_it_is_given_and_runs_nothing_of_it():
 
 @pytest.mark.parametrize('name', ['../x', '/etc/x', 'a/../b', '.hidden', 'a//b', 'a\n', 'a\0b', '~/x', 'C:\\x', '', 'a/'])
 def test_study_names_stay_in_their_folder(name):
-    from pareto_energy.conventions import study_path
+    from pareto_energy.core import study_path
     with pytest.raises(ValueError, match='no plain name'): study_path(name)
 
 
