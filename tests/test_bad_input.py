@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pareto_energy.cli import app, execute
-from pareto_energy.front.log import TrialLog, seal
+from pareto_energy.front.log import TrialLog, encode_line
 
 KEY = ('digits', 'logistic', 'random', 0, 0)
 
@@ -61,7 +61,7 @@ def log_with(home, **changes):
 
 def test_other_schema(home):
     path = log_with(home)
-    path.write_bytes(seal(dict(schema=99)) + b'\n')
+    path.write_bytes(encode_line(dict(schema=99)) + b'\n')
     assert 'Line 1 of the log has schema version 99' in complaint('smoke')
 
 
@@ -108,9 +108,9 @@ def test_front_of_a_study_without_results(home):
 
 def test_a_study_of_failures_says_so(home, smoke):
     from pareto_energy.report.tables import retrained_points
-    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.run.study import FamilyStudy, run_study
     wild = dict(families=['mlp'], seeds=[0], ranges=dict(mlp=dict(lr=[1e37, 3e38], batch=[32, 512], fraction=1.)))
-    trials = run_study(Study('wild', **smoke | wild))
+    trials = run_study(FamilyStudy('wild', **smoke | wild))
     assert {t.status for t in trials} == {'failed'} and all(t.spent > 0 and 'loss became nan' in t.reason for t in trials)
     assert [t.origin['source'] for t in trials if t.strategy == 'trajectory'] == ['centre', 'sobol', 'sobol', 'sobol: fewer than two finished trials']
     with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch 1'): retrained_points(trials)

@@ -7,7 +7,7 @@ import pytest
 from conftest import wait_until
 from typer.testing import CliRunner
 
-from pareto_energy.run.study import Study, run_study
+from pareto_energy.run.study import FamilyStudy, run_study
 from pareto_energy.front.log import read_log, read_trials
 
 distributed = pytest.importorskip('distributed')
@@ -23,7 +23,7 @@ def outcome(trials): return {t.key: (t.configuration, t.status, t.run['utility']
 
 def test_a_cluster_finds_what_one_machine_finds_although_a_worker_is_killed(home, smoke, client):
     parameters = smoke | dict(strategies=['random', 'sobol'])
-    alone, study = run_study(Study('alone', **parameters)), Study('shared', **parameters)
+    alone, study = run_study(FamilyStudy('alone', **parameters)), FamilyStudy('shared', **parameters)
     pids, killed = client.run(os.getpid), []
 
     def kill():
@@ -42,13 +42,13 @@ def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypat
         from pareto_energy.run.tasks import train_family
         return os._exit(1) if seed == 0 else train_family(name, family, configuration, epochs, seed, *args, **kwargs)
     monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(deadly))
-    study = Study('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
+    study = FamilyStudy('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
     first, second = run_study(study, client=client)
     assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')
 
 
 def test_trials_that_run_at_once_are_told_apart(home, smoke, client):
-    study = Study('asked', **smoke | dict(strategies=['trajectory', 'qlognehvi'], families=['logistic'], seeds=[0], trials=6))
+    study = FamilyStudy('asked', **smoke | dict(strategies=['trajectory', 'qlognehvi'], families=['logistic'], seeds=[0], trials=6))
     trials = run_study(study, client=client)
     for strategy in study.strategies:
         mine = [str(t.configuration) for t in trials if t.strategy == strategy]
@@ -58,7 +58,7 @@ def test_trials_that_run_at_once_are_told_apart(home, smoke, client):
 def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypatch):
     def source(protocol): return 'simulated', f'machine {os.getpid()}'
     monkeypatch.setattr('pareto_energy.run.study.source_of', source)
-    study = Study('mixed', **smoke)
+    study = FamilyStudy('mixed', **smoke)
     with pytest.raises(ValueError, match='The workers of the cluster differ'): run_study(study, client=client)
     assert not read_trials(study.log_path)
 
@@ -80,7 +80,7 @@ def two_kinds(client):
 
 def test_machines_that_are_kept_apart_have_a_study_each(home, smoke, client, two_kinds):
     parameters = smoke | dict(strategies=['random'], families=['logistic'], seeds=[0])
-    hungry, thrifty = sorted(Study('apart', **parameters, machine='per-machine').run(client=client), key=lambda study: study.study)
+    hungry, thrifty = sorted(FamilyStudy('apart', **parameters, machine='per-machine').run(client=client), key=lambda study: study.study)
     assert (hungry.study, thrifty.study) == ('apart/a-hungry-machine', 'apart/a-thrifty-machine')
     twice, once = (read_trials(study.log_path) for study in (hungry, thrifty))
     assert list(twice) == list(once) and {t.machine for t in twice.values()} == {'a hungry machine'}
@@ -89,7 +89,7 @@ def test_machines_that_are_kept_apart_have_a_study_each(home, smoke, client, two
 
 def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, two_kinds):
     parameters = smoke | dict(strategies=['random', 'trajectory'])
-    alone, study = run_study(Study('alone', **parameters)), Study('calibrated', **parameters, machine='calibrated')
+    alone, study = run_study(FamilyStudy('alone', **parameters)), FamilyStudy('calibrated', **parameters, machine='calibrated')
     together = read_trials(study.run(client=client).log_path)
     factor = {'a thrifty machine': 1., 'a hungry machine': 2.}[study.base.machine]
     assert {(t.label, t.machine) for t in together.values()} == {('simulated, calibrated', study.base.machine)}
@@ -97,14 +97,14 @@ def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, t
 
 
 def test_a_cluster_without_a_meter_is_refused(home):
-    from pareto_energy.run.executors import Cluster
+    from pareto_energy.run.executors import DaskExecutor
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        with pytest.raises(RuntimeError, match='No worker of the cluster offers a meter'): Cluster(client)
+        with pytest.raises(RuntimeError, match='No worker of the cluster offers a meter'): DaskExecutor(client)
 
 
 def test_the_command_line_trains_on_a_cluster(home, smoke, client):
     from pareto_energy.cli import train_on_cluster
-    study = Study('commanded', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
+    study = FamilyStudy('commanded', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
     train_on_cluster(study, client.scheduler.address)
     trials = read_trials(study.log_path)
     assert len(trials) == 4 and all(t.status == 'finished' for t in trials.values()) and any(t.retrained for t in trials.values())

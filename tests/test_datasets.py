@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 
 from pareto_energy import datasets
-from pareto_energy.models.data import File, cache_folder, card, dataset, fetch
+from pareto_energy.models.data import RemoteFile, cache_folder, describe_data, load_dataset, fetch_file
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('PARETO_ENERGY_CACHE', str(tmp_path))
-    dataset.cache_clear()
+    load_dataset.cache_clear()
     yield tmp_path
-    dataset.cache_clear()
+    load_dataset.cache_clear()
 
 
 def put(path, content):
@@ -53,7 +53,7 @@ def test_cifar10(cache, monkeypatch):
     names = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
     content = tgz(**{f'cifar-10-batches-bin/{n}.bin': rows.tobytes() for n in names})
     sha = put(cache/'cifar10/cifar-10-binary.tgz', content)
-    monkeypatch.setattr(datasets, 'CIFAR', File('cifar10/cifar-10-binary.tgz', 'http://127.0.0.1:9', sha))
+    monkeypatch.setattr(datasets, 'CIFAR', RemoteFile('cifar10/cifar-10-binary.tgz', 'http://127.0.0.1:9', sha))
     features, targets, how = datasets._cifar10()
     assert features.shape == (60_000, 3, 32, 32) and (targets[50_000:] == rows[:, 0]).all() and how['official'].sum() == 10_000
 
@@ -61,8 +61,8 @@ def test_cifar10(cache, monkeypatch):
 def test_california(cache, monkeypatch):
     rows = '\n'.join(','.join(map(str, [i, i % 7, 3, 4, 5, 6, 7, 8, 2*i])) for i in range(50)).encode()
     sha = put(cache/'california-housing/cal_housing.tgz', tgz(**{'CaliforniaHousing/cal_housing.data': rows}))
-    monkeypatch.setattr(datasets, 'CALIFORNIA', File('california-housing/cal_housing.tgz', 'http://127.0.0.1:9', sha))
-    data = dataset('california-housing')
+    monkeypatch.setattr(datasets, 'CALIFORNIA', RemoteFile('california-housing/cal_housing.tgz', 'http://127.0.0.1:9', sha))
+    data = load_dataset('california-housing')
     assert (data.task, data.shape, data.outputs) == ('regression', (8,), 1) and abs(data.parts['train'][1].mean()) < 1e-6
 
 
@@ -71,12 +71,12 @@ def test_openml(cache, monkeypatch):
     table = pd.DataFrame(dict(a=range(100), b=pd.Categorical(list('xyzw')*25)))
     answer = lambda target: SimpleNamespace(data=table, target=target, details=dict(name='toy', licence='Public'))
     monkeypatch.setattr('sklearn.datasets.fetch_openml', lambda **kw: answer(pd.Series(pd.Categorical(['no', 'yes']*50))))
-    assert (dataset('openml:1').task, dataset('openml:1').outputs, dataset('openml:1').shape) == ('classification', 2, (5,))
+    assert (load_dataset('openml:1').task, load_dataset('openml:1').outputs, load_dataset('openml:1').shape) == ('classification', 2, (5,))
     monkeypatch.setattr('sklearn.datasets.fetch_openml', lambda **kw: answer(pd.Series(np.linspace(0, 1, 100))))
-    assert dataset('openml:2').task == 'regression'
+    assert load_dataset('openml:2').task == 'regression'
     def no_network(**kw): raise OSError('Name or service not known')
     monkeypatch.setattr('sklearn.datasets.fetch_openml', no_network)
-    with pytest.raises(OSError, match='openml:3 is not in .* and could not be downloaded'): dataset('openml:3')
+    with pytest.raises(OSError, match='openml:3 is not in .* and could not be downloaded'): load_dataset('openml:3')
 
 
 def test_a_member_of_a_downloaded_archive(cache, monkeypatch):
@@ -84,9 +84,9 @@ def test_a_member_of_a_downloaded_archive(cache, monkeypatch):
     with zipfile.ZipFile(raw, 'w') as archive: archive.writestr('inside.txt', b'hello')
     (cache/'elsewhere.zip').write_bytes(raw.getvalue())
     monkeypatch.setattr('pooch.retrieve', lambda url, known_hash, fname, path: cache/'elsewhere.zip')
-    file = File('letters/hello.txt', 'http://127.0.0.1:9', hashlib.sha256(b'hello').hexdigest(), 'ab', 'inside.txt')
+    file = RemoteFile('letters/hello.txt', 'http://127.0.0.1:9', hashlib.sha256(b'hello').hexdigest(), 'ab', 'inside.txt')
     (cache/'letters').mkdir()
-    assert fetch(file) == b'hello' and (cache/'letters/hello.txt').read_bytes() == b'hello'
+    assert fetch_file(file) == b'hello' and (cache/'letters/hello.txt').read_bytes() == b'hello'
 
 
 REAL = {'fashion-mnist': ((1, 28, 28), 10, 48_000, 10_000), 'adult': ((107,), 2, 26_048, 16_281),
@@ -97,7 +97,7 @@ REAL = {'fashion-mnist': ((1, 28, 28), 10, 48_000, 10_000), 'adult': ((107,), 2,
 def test_real_files(name):
     folder = {'spoken-digits': 'fsdd'}.get(name, name)
     if not (cache_folder()/folder).exists(): pytest.skip(f'{cache_folder()} has no {folder}')
-    data = dataset(name)
+    data = load_dataset(name)
     assert (data.shape, data.outputs, len(data.parts['train'][1]), len(data.parts['test'][1])) == REAL[name]
     assert abs(data.parts['train'][0].mean()) < .1 or data.modality in ('text', 'table')
-    assert card(dataset(name, n=1000))['train'] < 800
+    assert describe_data(load_dataset(name, n=1000))['train'] < 800

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pareto_energy.energy.counters import CodeCarbonMeter, Gpu, _tracker, gpu_counter, rapl_counters, tracked_counters
+from pareto_energy.energy.counters import CodeCarbonMeter, NvmlCounter, _tracker, nvml_counter, rapl_counters, tracked_counters
 from pareto_energy.energy.meter import measure
 
 
@@ -81,19 +81,19 @@ class FakeDevice:
 def test_the_gpu_that_trains_is_the_one_that_counts(monkeypatch):
     monkeypatch.setattr('codecarbon.core.gpu.AllGPUDevices', lambda: types.SimpleNamespace(devices=[FakeDevice(0), FakeDevice(3)]))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
-    assert gpu_counter(0).device.gpu_index == 3
+    assert nvml_counter(0).device.gpu_index == 3
     meter = CodeCarbonMeter('cuda')
     meter.finish = lambda work: None
     with meter.window() as window: window.lap()
     assert window.laps[0].parts['gpu'].joules == 5. and meter.sources['gpu'] == 'nvml' and 'Fake 3' in meter.machine
     assert meter.label == 'estimated', 'the CPU beside a measured GPU is still an estimate'
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
-    with pytest.raises(RuntimeError, match=r'NVML knows no GPU 1, only \[0, 3\]'): gpu_counter(0)
+    with pytest.raises(RuntimeError, match=r'NVML knows no GPU 1, only \[0, 3\]'): nvml_counter(0)
 
 
 def test_a_gpu_that_disappears(monkeypatch):
     device = FakeDevice(0)
-    gpu = Gpu(device)
+    gpu = NvmlCounter(device)
     device._get_total_energy_consumption = lambda: None
     with pytest.raises(RuntimeError, match='can no longer be read'): gpu.read()
 
@@ -113,9 +113,9 @@ def test_windows_and_apple_as_codecarbon_gives_them():
 
 def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, monkeypatch):
     from pareto_energy.energy.meter import MeterError, SimulatedMeter
-    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.run.study import FamilyStudy, run_study
     from pareto_energy.front.log import read_trials
-    study = Study('broken', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
+    study = FamilyStudy('broken', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0]))
     end, readings = SimulatedMeter.end, [] # of training epochs
 
     def broken(meter):

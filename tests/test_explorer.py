@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from pareto_energy.report.explorer import ROWS, explorer_chart, explorer_page, explorer_points
-from pareto_energy.front.pareto import front
+from pareto_energy.front.pareto import pareto_front
 from pareto_energy.front.log import read_study
 
 BROWSER = shutil.which('chromium-headless-shell') or shutil.which('chromium')
@@ -43,7 +43,7 @@ def listed(page):
 
 def expected(points, name, predictions, families=None):
     t = points[(points.dataset == name) & (points.family.isin(families or points.family))]
-    best = front(t.assign(joules=t.joules + predictions/1000*t.inference))
+    best = pareto_front(t.assign(joules=t.joules + predictions/1000*t.inference))
     return [f'{100*u:.1f}%' for u in best.utility[:ROWS]]
 
 
@@ -76,6 +76,6 @@ def test_rectangle_picks_configurations(page, points):
     page.mouse.down()
     page.mouse.move(box['x'] + 640, box['y'] + 200, steps=5)
     page.mouse.up()
-    dearest = [f'{100*u:.1f}%' for u in front(points[points.dataset == 'digits']).utility]
+    dearest = [f'{100*u:.1f}%' for u in pareto_front(points[points.dataset == 'digits']).utility]
     inside = listed(page)
     assert 0 < len(inside) < len(dearest) and inside == dearest[-len(inside):]

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
-from pareto_energy.run.study import Study, run_study
-from pareto_energy.front.log import CHECK, KEY, SCHEMA, TrialLog, read_log, read_trials, seal, unseal
+from pareto_energy.run.study import FamilyStudy, run_study
+from pareto_energy.front.log import CHECKSUM_SUFFIX, KEY, SCHEMA, TrialLog, read_log, read_trials, encode_line, decode_line
 from pareto_energy.run.tasks import train_family
 
 ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, initial=1)
@@ -45,7 +45,7 @@ def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
     monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(faulty))
-    trials = run_study(Study('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
+    trials = run_study(FamilyStudy('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'], trials[-1].reason
     assert all(t.attempts == 1 for t in trials)
     for t, said in zip(trials, ('ZeroDivisionError', 'took longer than 12 s and was stopped in hang', 'EXIT(3)', 'SIGSEGV', 'MemoryError')): assert said in t.reason
@@ -53,8 +53,8 @@ def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, m
 
 def test_what_a_dead_child_took_is_read_by_its_parent():
     from pareto_energy.energy.counters import open_meter
-    from pareto_energy.run.executors import Child
-    with Child(int, seconds=1, meter=open_meter('codecarbon')) as child:
+    from pareto_energy.run.executors import SubprocessExecutor
+    with SubprocessExecutor(int, seconds=1, meter=open_meter('codecarbon')) as child:
         child.ready()
         whole = open_meter('codecarbon')
         whole.begin()
@@ -65,9 +65,9 @@ def test_what_a_dead_child_took_is_read_by_its_parent():
 @pytest.fixture
 def forget_meters():
     "Meters that a test puts in their place are opened anew, and forgotten at its end."
-    from pareto_energy.energy.counters import meter_of
-    yield meter_of.cache_clear
-    meter_of.cache_clear()
+    from pareto_energy.energy.counters import get_meter
+    yield get_meter.cache_clear
+    get_meter.cache_clear()
 
 
 class Vanishing(SimulatedMeter):
@@ -83,10 +83,10 @@ class Vanishing(SimulatedMeter):
 def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(home, smoke, monkeypatch, forget_meters):
     from pareto_energy import energy
     parameters = smoke | dict(families=['logistic'], strategies=['random'])
-    whole = run_study(Study('whole', **parameters))
+    whole = run_study(FamilyStudy('whole', **parameters))
     monkeypatch.setitem(energy.METERS, 'simulated', lambda device: Vanishing())
     forget_meters()
-    study, stops = Study('vanishing', **parameters), 0
+    study, stops = FamilyStudy('vanishing', **parameters), 0
     while stops < 10:
         try: trials = run_study(study)
         except MeterError: stops += 1
@@ -97,11 +97,11 @@ def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(hom
 
 
 def test_a_wall_clock_that_is_set_back_changes_nothing(home, smoke, monkeypatch):
-    from pareto_energy.models.data import dataset
+    from pareto_energy.models.data import load_dataset
     from pareto_energy.run.study import StudyStopped
     from pareto_energy.models.training import train
     parameters = smoke | dict(families=['logistic'], strategies=['trajectory'], seeds=[0])
-    outcome = lambda name: [(t.status, t.configuration, t.run['joules']) for t in run_study(Study(name, **parameters))]
+    outcome = lambda name: [(t.status, t.configuration, t.run['joules']) for t in run_study(FamilyStudy(name, **parameters))]
     before, now = outcome('before'), [time.time()]
     configuration = before[0][1]
 
@@ -110,10 +110,10 @@ def test_a_wall_clock_that_is_set_back_changes_nothing(home, smoke, monkeypatch)
         return now[0]
     monkeypatch.setattr(time, 'time', earlier)
     assert outcome('after') == before
-    run = train('logistic', configuration, dataset('digits'), 2000, 0, SimulatedMeter(), repeats=1, deadline=.05)
+    run = train('logistic', configuration, load_dataset('digits'), 2000, 0, SimulatedMeter(), repeats=1, deadline=.05)
     assert len(run.utility) < 2000, 'the deadline of a run holds'
     assert run.seconds > 0 and run.cpu_seconds > 0
-    with pytest.raises(StudyStopped): run_study(Study('hours', **parameters, hours=1e-9))
+    with pytest.raises(StudyStopped): run_study(FamilyStudy('hours', **parameters, hours=1e-9))
 
 
 class CpuClock:
@@ -138,7 +138,7 @@ def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configura
     monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(train_while_clock_falls_back))
     monkeypatch.setitem(energy.METERS, 'simulated', lambda device: energy.CodeCarbonMeter(powercap=tmp_path/'no-counter'))
     forget_meters()
-    study = Study('fallen', **smoke | ONE | dict(seeds=[0], trials=3))
+    study = FamilyStudy('fallen', **smoke | ONE | dict(seeds=[0], trials=3))
     with pytest.raises(MeterError, match='The cpu_time counter of the cpu went backwards'): run_study(study)
     assert [t.status for t in read_trials(study.log_path).values()] == ['finished', 'started']
     trials = run_study(study)
@@ -237,21 +237,21 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text(), JSON, max_size=5))
 def test_a_sealed_line_comes_back_or_is_refused(event):
-    line = seal(event)
-    assert unseal(line) == event and b'\n' not in line
+    line = encode_line(event)
+    assert decode_line(line) == event and b'\n' not in line
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.fixed_dictionaries(dict(event=st.sampled_from(['started', 'finished', 'failed', 'retrained', 'closed', 'interrupted', 'idle', 'x'])), optional={k: JSON for k in (*KEY, 'line', 'configuration', 'origin', 'label', 'machine', 'run', 'spent', 'reason', 'epoch', 'fresh_seed', 'joules')}))
 def test_events_that_another_program_wrote_never_crash_the_reader(tmp_path_factory, event):
     path = tmp_path_factory.mktemp('log')/'trials.jsonl'
-    path.write_bytes(seal(event | dict(schema=SCHEMA)) + b'\n')
+    path.write_bytes(encode_line(event | dict(schema=SCHEMA)) + b'\n')
     contents = read_log(path)
     assert len(contents.damage) + len(contents.trials) + len(contents.machine) == 1
 
 
 def test_a_hundred_thousand_harmed_logs_tell_no_false_trial(tmp_path):
-    from pareto_energy.front.log import Contents
+    from pareto_energy.front.log import LogState
     lines, rng, n, harmed = log_of(tmp_path/'trials.jsonl', 1).splitlines(), random.Random(0), 100_000, 0
     truth = told(read_trials(tmp_path/'trials.jsonl'))
     for _ in range(n):
@@ -263,12 +263,12 @@ def test_a_hundred_thousand_harmed_logs_tell_no_false_trial(tmp_path):
             elif kind == 2: line[at:at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 9)))
             else: line[at] = rng.randrange(256)
             if not line: line = bytearray(b'?')
-        contents = Contents()
+        contents = LogState()
         contents.add(bytes(line))
         harmed += bool(contents.damage)
         assert all(told(contents.trials)[k] == truth[k] for k in contents.trials if contents.trials[k].status == 'finished')
     print(f'{harmed} of {n} harmed lines were refused, the others were unharmed')
-    assert harmed > .98*n and len(CHECK % 0) == 22
+    assert harmed > .98*n and len(CHECKSUM_SUFFIX % 0) == 22
 
 
 NUMBERS = st.lists(st.tuples(st.sampled_from([0., .25, .5, .75, 1.]) | st.floats(0, 1), st.sampled_from([1e-6, 1., 10., 1e6]) | st.floats(1e-6, 1e6)), min_size=1, max_size=12)
@@ -278,11 +278,11 @@ NUMBERS = st.lists(st.tuples(st.sampled_from([0., .25, .5, .75, 1.]) | st.floats
 @given(NUMBERS)
 def test_front_and_hypervolume_agree_with_brute_force(points):
     import pandas as pd
-    from pareto_energy.front.pareto import front, hypervolume
+    from pareto_energy.front.pareto import pareto_front, hypervolume
     table = pd.DataFrame(points, columns=['utility', 'joules'])
     score = [(u, -math.log10(j)) for u, j in points]
     dominated = lambda a: any(b[0] >= a[0] and b[1] >= a[1] and b != a for b in score)
-    best = front(table)
+    best = pareto_front(table)
     assert {(u, -math.log10(j)) for u, j in zip(best.utility, best.joules)} == {a for a in score if not dominated(a)}
     reference = dict(utility=0., joules=1e7)
     xs = sorted({0., *(u for u, _ in score)})
@@ -294,10 +294,10 @@ def test_front_and_hypervolume_agree_with_brute_force(points):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_configurations_survive_encoding(data):
-    from pareto_energy.models.space import Choice, Float, Int, Ordered, Space, from_unit
+    from pareto_energy.models.space import Categorical, Float, Int, Ordinal, Space, from_unit
     low = data.draw(st.floats(1e-6, 1e3))
     whole = data.draw(st.integers(1, 500))
-    space = Space(a=Float(low, low*data.draw(st.floats(1.01, 1e4)), log=data.draw(st.booleans())), b=Int(whole, whole + data.draw(st.integers(1, 500)), log=data.draw(st.booleans())), c=Choice(data.draw(st.lists(st.text(), min_size=2, max_size=5, unique=True))), d=Ordered([1, 2, 4]))
+    space = Space(a=Float(low, low*data.draw(st.floats(1.01, 1e4)), log=data.draw(st.booleans())), b=Int(whole, whole + data.draw(st.integers(1, 500)), log=data.draw(st.booleans())), c=Categorical(data.draw(st.lists(st.text(), min_size=2, max_size=5, unique=True))), d=Ordinal([1, 2, 4]))
     configuration = from_unit(space, data.draw(st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4)))
     again = space.decode(space.encode(configuration))
     assert (space.encode(configuration) >= 0).all() and (space.encode(configuration) <= space.upper + 1e-9).all()
@@ -321,14 +321,14 @@ def degenerate():
 @pytest.mark.parametrize('strategy', ['trajectory', 'qlognehvi', 'qlogparego', 'nsga2'])
 @pytest.mark.parametrize('name, utility, joules', list(degenerate()))
 def test_degenerate_logs_never_kill_a_study(strategy, name, utility, joules):
-    from pareto_energy.search.strategies import Search
-    from pareto_energy.models.space import Choice, Float, Space, sobol
+    from pareto_energy.search.strategies import SearchTask
+    from pareto_energy.models.space import Categorical, Float, Space, sobol_points
     from pareto_energy.search.trajectory import STRATEGIES
     from pareto_energy.front.log import Trial
-    space = Space(lr=Float(1e-4, 1e-1, log=True), optimiser=Choice(['adam', 'sgd']))
-    configurations = sobol(space, 8) if name != 'the same configuration' else sobol(space, 1)*8
+    space = Space(lr=Float(1e-4, 1e-1, log=True), optimiser=Categorical(['adam', 'sgd']))
+    configurations = sobol_points(space, 8) if name != 'the same configuration' else sobol_points(space, 1)*8
     noise = dict(se=[math.nan]*2, repeats=2) if name == 'noise that is no number' else dict(se=[None]*2, repeats=1)
     trials = [Trial('digits', 'mlp', strategy, 0, n, c, dict(source='sobol'), 'simulated', 'simulated', 'failed' if u is None else 'finished', {} if u is None else dict(utility=[u/2, u], joules=[j/2, j], **noise), spent=j)
               for n, (c, u, j) in enumerate(zip(configurations, utility, joules))]
-    suggestion = STRATEGIES[strategy](Search(space, 1, 2, dict(utility=0., joules=1e7)), trials, 0)
+    suggestion = STRATEGIES[strategy](SearchTask(space, 1, 2, dict(utility=0., joules=1e7)), trials, 0)
     assert set(suggestion.configuration) == {'lr', 'optimiser'} and suggestion.source.split(':')[0] in (strategy, 'sobol')

@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
-from pareto_energy.models.data import dataset
+from pareto_energy.models.data import load_dataset
 from pareto_energy.energy.meter import measure
-from pareto_energy.energy.counters import meter_of
+from pareto_energy.energy.counters import get_meter
 from pareto_energy.models.custom import train_loop
 from pareto_energy.models.families import DEFAULTS
-from pareto_energy.run.study import Study, run_study
+from pareto_energy.run.study import FamilyStudy, run_study
 from pareto_energy.models.run import TrainingFailed
 from pareto_energy.models.training import train
 from pareto_energy.models.families import FAMILIES
@@ -20,11 +20,11 @@ NETS = [f for f in FAMILIES if f not in ('gbdt', 'gru')]
 
 
 @pytest.fixture(scope='module')
-def meter(): return meter_of('codecarbon', DEVICE)
+def meter(): return get_meter('codecarbon', DEVICE)
 
 
 def run(meter, family='mlp', device=DEVICE, **changes):
-    return train(family, DEFAULTS[family] | changes, dataset('digits'), 3, 0, meter, repeats=1, device=device)
+    return train(family, DEFAULTS[family] | changes, load_dataset('digits'), 3, 0, meter, repeats=1, device=device)
 
 
 def test_the_counter_of_the_gpu_is_read(meter):
@@ -43,7 +43,7 @@ def test_every_family_trains(meter, family, precision):
 
 
 def test_the_gpu_learns_what_the_cpu_learns(meter):
-    utilities = [run(meter_of('codecarbon', device), device=device).utility[-1] for device in ('cpu', DEVICE)]
+    utilities = [run(get_meter('codecarbon', device), device=device).utility[-1] for device in ('cpu', DEVICE)]
     assert abs(utilities[0] - utilities[1]) < .05
 
 
@@ -59,7 +59,7 @@ def test_too_little_memory_is_a_failed_training_and_the_next_one_runs(meter):
 
 
 def test_a_study_on_the_gpu(home, smoke):
-    study = Study('gpu', **smoke | dict(families=['mlp'], strategies=['trajectory'], seeds=[0], meter='codecarbon', device=DEVICE, deadline=60., cap=1., front_points=1, fresh_seeds=1, reference_joules=1e4))
+    study = FamilyStudy('gpu', **smoke | dict(families=['mlp'], strategies=['trajectory'], seeds=[0], meter='codecarbon', device=DEVICE, deadline=60., cap=1., front_points=1, fresh_seeds=1, reference_joules=1e4))
     trials = run_study(study)
     assert [t.status for t in trials] == ['finished']*4 and {s for t in trials for s in t.run['sources'].values()} == {'nvml', 'cpu_time', 'constant'}
     assert 'NVIDIA' in trials[0].machine and sum(len(t.retrained) for t in trials) == 1

@@ -11,7 +11,7 @@ from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.energy.counters import open_meter
 from pareto_energy.models.custom import train_loop
 from pareto_energy.models.families import DEFAULTS, family_space
-from pareto_energy.models.space import Choice, Float, Int, Ordered, Space
+from pareto_energy.models.space import Categorical, Float, Int, Ordinal, Space
 from pareto_energy.models.run import TrainingFailed
 from pareto_energy.front.log import Trial
 
@@ -137,7 +137,7 @@ def test_a_metric_that_was_not_logged_is_named(loop, meter, configuration):
 # Ax, Optuna, Parquet and model cards
 
 SPACE = Space(
-    lr=Float(1e-3, 1., log=True), width=Int(1, 8), batch=Ordered([8, 16, 32]), kind=Choice(['a', 'b']), deep=Choice([False, True]))
+    lr=Float(1e-3, 1., log=True), width=Int(1, 8), batch=Ordinal([8, 16, 32]), kind=Categorical(['a', 'b']), deep=Categorical([False, True]))
 
 
 def made_up_trials():

@@ -35,9 +35,9 @@ def test_the_book_runs_and_resumes(tmp_path):
 
 def test_no_network(home, smoke, monkeypatch):
     import socket
-    from pareto_energy.energy.meter import measure, reference_workload
+    from pareto_energy.energy.meter import measure, calibration_workload
     from pareto_energy.energy.counters import open_meter
-    from pareto_energy.run.study import Study, run_study
+    from pareto_energy.run.study import FamilyStudy, run_study
 
     tried = []
 
@@ -45,9 +45,9 @@ def test_no_network(home, smoke, monkeypatch):
         tried.append(args)
         raise OSError('no network')
     for name in ('connect', 'connect_ex', 'sendto'): monkeypatch.setattr(socket.socket, name, refuse)
-    trials = run_study(Study('offline', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0])))
+    trials = run_study(FamilyStudy('offline', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0])))
     assert [t.status for t in trials] == ['finished']*4
-    measure(reference_workload, open_meter('codecarbon'), seconds=.1)
+    measure(calibration_workload, open_meter('codecarbon'), seconds=.1)
     assert not tried
 
 

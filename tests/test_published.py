@@ -11,7 +11,7 @@ import papermill
 import pytest
 import yaml
 
-from pareto_energy.run.study import Study, run_study, status
+from pareto_energy.run.study import FamilyStudy, run_study, study_status
 from pareto_energy.front.log import read_study
 
 ROOT = Path(__file__).parents[1]
@@ -31,15 +31,15 @@ def defaults_of(path):
 @pytest.mark.parametrize('name', WRITTEN_BY)
 def test_record_and_yaml_agree(name):
     record = json.loads((PUBLISHED/name/'study.json').read_text())
-    expected = {f.name: f.default for f in fields(Study) if f.name != 'study'} | yaml_of(name)
+    expected = {f.name: f.default for f in fields(FamilyStudy) if f.name != 'study'} | yaml_of(name)
     assert record == {k: v for k, v in expected.items() if k != 'study'}
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'nbs').glob('[0-9]*.ipynb')), ids=lambda p: p.stem)
 def test_chapters_take_their_parameters_from_the_yaml(path):
     expected = yaml_of('quick') | dict(study='published/quick')
-    named = {k: v for k, v in defaults_of(path).items() if k in {f.name for f in fields(Study)}}
-    optional = {f.name: f.default for f in fields(Study)}
+    named = {k: v for k, v in defaults_of(path).items() if k in {f.name for f in fields(FamilyStudy)}}
+    optional = {f.name: f.default for f in fields(FamilyStudy)}
     assert named == {k: expected.get(k, optional[k]) for k in named}
 
 
@@ -74,9 +74,9 @@ def test_reading_writes_nothing(home, name, place):
     before = snapshot(home)
     trials, _, _ = read_study(study)
     if name in WRITTEN_BY and not name.startswith('gpu'):
-        read = Study(**yaml_of(name) | dict(study=study))
+        read = FamilyStudy(**yaml_of(name) | dict(study=study))
         assert len(run_study(read)) == len(trials)
-        assert sum(d['trials'] for d in status(read)['datasets'].values()) == len(trials)
+        assert sum(d['trials'] for d in study_status(read)['datasets'].values()) == len(trials)
     if (PUBLISHED/name/'front.csv').exists(): assert CliRunner().invoke(app, ['front', study]).exit_code == 0
     assert snapshot(home) == before
 
@@ -99,5 +99,5 @@ def test_a_published_study_takes_no_trials(home):
     shutil.copytree(PUBLISHED/'quick', home/'data/published/quick')
     before = snapshot(home)
     with pytest.raises(OSError, match='published and only read: give the study another name'):
-        run_study(Study(**yaml_of('quick') | dict(study='published/quick', trials=13)))
+        run_study(FamilyStudy(**yaml_of('quick') | dict(study='published/quick', trials=13)))
     assert snapshot(home) == before

@@ -128,15 +128,15 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
 
 
 def test_a_configuration_that_always_kills_is_given_up(home, smoke):
-    from pareto_energy.run.study import Study, run_study
-    from pareto_energy.front.log import ATTEMPTS, TrialLog
-    study = Study('suspect', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=1))
+    from pareto_energy.run.study import FamilyStudy, run_study
+    from pareto_energy.front.log import MAX_ATTEMPTS, TrialLog
+    study = FamilyStudy('suspect', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=1))
     study.log_path.parent.mkdir(parents=True)
     with TrialLog(study.log_path) as log:
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin={}, label='simulated', machine='simulated')
     trial, = run_study(study)
-    assert (trial.status, trial.attempts) == ('failed', ATTEMPTS) and 'process died' in trial.reason
+    assert (trial.status, trial.attempts) == ('failed', MAX_ATTEMPTS) and 'process died' in trial.reason
 
 
 def test_four_processes_share_a_study(tmp_path, smoke):
@@ -165,15 +165,15 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke)
 
 
 def test_budgets_of_hours_and_joules(home, smoke):
-    from pareto_energy.run.study import Study, StudyStopped, run_study
+    from pareto_energy.run.study import FamilyStudy, StudyStopped, run_study
     smoke |= dict(study='budgets', joules=1e-9)
-    with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(Study(**smoke, hours=1e-9))
+    with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(FamilyStudy(**smoke, hours=1e-9))
     searches = {}
-    for t in run_study(Study(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
+    for t in run_study(FamilyStudy(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
     assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
     smoke['joules'] = None
-    assert len(run_study(Study(**smoke))) == 32
-    warm = Study(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], initial=4))
+    assert len(run_study(FamilyStudy(**smoke))) == 32
+    warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], initial=4))
     assert 1 <= len(warm.search('digits', 'mlp').warm) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').earlier] == [16]
     sources = {t.key[2:]: t.origin['source'] for t in run_study(warm)}
     assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'sobol', 'trajectory', 'sobol'] and sources['random', 0, 1] == 'warm start'
@@ -181,12 +181,12 @@ def test_budgets_of_hours_and_joules(home, smoke):
 
 def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke, recwarn):
     from dataclasses import replace
-    from pareto_energy.run.study import Study, run_study
-    from pareto_energy.front.log import read_machine, seal, unseal
-    study = Study('moved', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=3))
+    from pareto_energy.run.study import FamilyStudy, run_study
+    from pareto_energy.front.log import read_machine, encode_line, decode_line
+    study = FamilyStudy('moved', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=3))
     for n in (3, 4): run_study(replace(study, trials=n))
     assert not any('reference workload' in str(w.message) for w in recwarn), 'the same machine'
-    events = [unseal(line) for line in study.log_path.read_bytes().splitlines()]
-    study.log_path.write_bytes(b''.join(seal(e | dict(joules=1.) if e['event'] == 'reference' else e) + b'\n' for e in events))
+    events = [decode_line(line) for line in study.log_path.read_bytes().splitlines()]
+    study.log_path.write_bytes(b''.join(encode_line(e | dict(joules=1.) if e['event'] == 'reference' else e) + b'\n' for e in events))
     with pytest.warns(UserWarning, match='The reference workload takes 0.00 times the joules'): run_study(replace(study, trials=5))
     assert [r['joules'] == 1. for r in read_machine(study.log_path, 'reference')] == [True, True, False], 'at the start, and whenever the study goes on'

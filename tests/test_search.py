@@ -1,24 +1,24 @@
 "A search that ends, and a run that is stopped, because the rest isn't worth its energy."
-from pareto_energy.run.study import Study, is_complete, run_study, spent, status
+from pareto_energy.run.study import FamilyStudy, is_complete, run_study, total_joules, study_status
 from pareto_energy.front.log import read_trials
-from pareto_energy.search.trajectory import looks
+from pareto_energy.search.trajectory import stopping_rule
 
 ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
 
 
 def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
-    study = Study('closed', **smoke | ONE, worth=1e9)
+    study = FamilyStudy('closed', **smoke | ONE, worth=1e9)
     trials = run_study(study)
     assert len(trials) == study.initial and all(t.status == 'finished' for t in trials)
     end = trials[-1].closed
     assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.closed for t in trials[:-1])
-    assert is_complete(study, read_trials(study.log_path)) and status(study)['datasets']['digits']['of'] == study.initial
+    assert is_complete(study, read_trials(study.log_path)) and study_status(study)['datasets']['digits']['of'] == study.initial
     before = study.log_path.read_bytes()
-    assert spent(run_study(study)) == spent(trials) and study.log_path.read_bytes() == before
+    assert total_joules(run_study(study)) == total_joules(trials) and study.log_path.read_bytes() == before
 
 
 def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
-    study = Study('open', **smoke | ONE | dict(trials=5), worth=0)
+    study = FamilyStudy('open', **smoke | ONE | dict(trials=5), worth=0)
     trials = run_study(study)
     initial, planned = trials[:study.initial], trials[study.initial:]
     assert len(planned) == 5 - study.initial and all(t.origin['source'] == 'trajectory' and len(t.run['utility']) <= t.origin['epochs'] for t in planned)
@@ -27,14 +27,14 @@ def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
 
 def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
     from dataclasses import replace
-    study = Study('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
+    study = FamilyStudy('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
     *earlier, last = run_study(replace(study, worth=0, study='all'))
     search = study.search('digits', 'logistic')
     flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.]), dict(utility=[.1]*5, joules=lambda: 1/0)
     planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
-    assert not looks(search, planned(1.), earlier)(**flat) and looks(search, planned(1e6), earlier)(**flat)
-    assert looks(search, planned(1.), earlier)(**unread), 'the meter is read at checkpoints only'
-    assert looks(search, replace(last, origin=dict(source='sobol', epochs=60)), earlier) is None
+    assert not stopping_rule(search, planned(1.), earlier)(**flat) and stopping_rule(search, planned(1e6), earlier)(**flat)
+    assert stopping_rule(search, planned(1.), earlier)(**unread), 'the meter is read at checkpoints only'
+    assert stopping_rule(search, replace(last, origin=dict(source='sobol', epochs=60)), earlier) is None
 
 
 def test_benchmark_on_a_folder_never_seen_before(tmp_path):

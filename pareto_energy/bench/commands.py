@@ -9,7 +9,7 @@ __all__ = ['benchmark', 'print_searches']
 from pathlib import Path
 from typing import Annotated
 import typer
-from ..cli import command, plain_errors, print_table
+from ..cli import command, exit_on_error, print_table
 
 # %% ../../nbs/87_bench.commands.ipynb #b02
 @command('pareto-energy benchmark --data zeus --gpu a40 --workload squad --strategy trajectory --strategy random')
@@ -24,14 +24,14 @@ def benchmark(
 ):
     "Compare strategies on recorded training runs: what share of the true front is found, for how many joules."
     import tempfile
-    from pareto_energy.bench.searches import benchmark as compare, reaching, zeus_table
-    with plain_errors(2), tempfile.TemporaryDirectory() as folder:
+    from pareto_energy.bench.searches import run_benchmark as compare, cost_to_target, zeus_table
+    with exit_on_error(2), tempfile.TemporaryDirectory() as folder:
         table = zeus_table(data, gpu, workload)
         typer.echo(f'{table.name}: {len(table.keys)} configurations, runs of up to {table.epochs} epochs.')
-        print_searches(reaching(compare(table, strategy, range(seeds), runs, json_ or Path(folder)/'benchmark.json', after=lambda s: typer.echo(f"  {s['strategy']} {s['seed']}: {s['share'][-1]:.3f} for {s['joules'][-1]:.3g} J", err=True))))
+        print_searches(cost_to_target(compare(table, strategy, range(seeds), runs, json_ or Path(folder)/'benchmark.json', after=lambda s: typer.echo(f"  {s['strategy']} {s['seed']}: {s['share'][-1]:.3f} for {s['joules'][-1]:.3g} J", err=True))))
 
 def print_searches(
-    table, # from `search.reaching`
+    table, # from `search.cost_to_target`
 ):
     "What each strategy needs, as text."
     number = lambda x: 'not reached' if x == float('inf') else f'{x:.3g}'

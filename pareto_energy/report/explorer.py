@@ -10,7 +10,7 @@ import json
 import altair as alt
 import moocore
 import pandas as pd
-from .tables import describe_configuration, searched
+from .tables import describe_configuration, varied_parameters
 
 # %% ../../nbs/65_report.explorer.ipynb #c07
 OTHERS = 1500 # points that are drawn though no front can need them, at most
@@ -20,7 +20,7 @@ def explorer_points(
     seed:int=0, # of the sample of others
 ) -> pd.DataFrame: # dataset, family, trial, epochs, utility, joules, inference (joules per 1,000 predictions), configuration, candidate (may be on a front)
     "All points that a front over any life can need, and a sample of the others."
-    varied = searched(trials)
+    varied = varied_parameters(trials)
     rows = [dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=e + 1, utility=u, joules=j, inference=t.run['inference']['joules'], configuration=describe_configuration(t.configuration, varied[t.dataset, t.family]))
             for t in trials if t.status == 'finished' and t.run.get('inference') for e, (u, j) in enumerate(zip(t.run['utility'], t.run['joules']))]
     if not rows: raise ValueError('No trial of this study has read its inference, so there is no life to explore: run the study anew, under another name.')

@@ -12,8 +12,8 @@ from dataclasses import fields
 import pandas as pd
 from ..core import lookup, study_path
 from ..energy.counters import JOULES_PER_KWH
-from ..energy.footprint import footprint, intensity
-from ..models.space import Choice, Float, Int, Ordered, Space
+from ..energy.footprint import footprint, carbon_intensity
+from ..models.space import Categorical, Float, Int, Ordinal, Space
 from ..front.log import KEY, read_study
 
 # %% ../../nbs/66_report.export.ipynb #t01
@@ -36,7 +36,7 @@ def emissions_table(
     "Trials as CodeCarbon would have written them."
     from codecarbon.output_methods.emissions_data import EmissionsData
     columns = [f.name for f in fields(EmissionsData)]
-    return pd.DataFrame([_emissions(t, intensity(country), country, project) for t in trials if t.status == 'finished'], columns=columns)
+    return pd.DataFrame([_emissions(t, carbon_intensity(country), country, project) for t in trials if t.status == 'finished'], columns=columns)
 
 def _emissions(t, grams_per_kwh, country, project):
     whole = footprint(t.run['joules'][-1], grams_per_kwh)
@@ -55,8 +55,8 @@ def emissions_block(
 ) -> str: # YAML, for the head of a model card
     "The emissions of a point of the front, for its model card."
     import yaml
-    grams = footprint(row.joules, intensity(country))['grams']
-    source = f'pareto_energy: {row.joules:.3g} ± {row.joules_ci:.2g} J a training run ({label}; mean of {row.seeds} seeds, 95 % interval), {intensity(country):g} g/kWh'
+    grams = footprint(row.joules, carbon_intensity(country))['grams']
+    source = f'pareto_energy: {row.joules:.3g} ± {row.joules_ci:.2g} J a training run ({label}; mean of {row.seeds} seeds, 95 % interval), {carbon_intensity(country):g} g/kWh'
     return yaml.safe_dump(dict(co2_eq_emissions=dict(emissions=float(f'{grams:.3g}'), source=source, training_type='pre-training', geographical_location=country, hardware_used=machine)), sort_keys=False, allow_unicode=True, width=1000)
 
 # %% ../../nbs/66_report.export.ipynb #o01
@@ -65,7 +65,7 @@ def as_distributions(
 ) -> dict: # name -> an Optuna distribution
     "A space as Optuna writes it."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    one = lambda p: CategoricalDistribution(p.options) if isinstance(p, (Choice, Ordered)) else (IntDistribution if isinstance(p, Int) else FloatDistribution)(p.low, p.high, log=p.log)
+    one = lambda p: CategoricalDistribution(p.options) if isinstance(p, (Categorical, Ordinal)) else (IntDistribution if isinstance(p, Int) else FloatDistribution)(p.low, p.high, log=p.log)
     return {name: one(p) for name, p in space.items()}
 
 def from_distributions(
@@ -74,8 +74,8 @@ def from_distributions(
     "A space from Optuna's distributions; steps become ordered options."
     from optuna.distributions import CategoricalDistribution, IntDistribution
     def one(d):
-        if isinstance(d, CategoricalDistribution): return Choice(d.choices)
-        if d.step not in (None, 1): return Ordered([d.low + k*d.step for k in range(round((d.high - d.low)/d.step) + 1)])
+        if isinstance(d, CategoricalDistribution): return Categorical(d.choices)
+        if d.step not in (None, 1): return Ordinal([d.low + k*d.step for k in range(round((d.high - d.low)/d.step) + 1)])
         return (Int if isinstance(d, IntDistribution) else Float)(d.low, d.high, log=d.log)
     varied = {name: d for name, d in distributions.items() if not d.single()}
     fixed = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in distributions.items() if d.single()}
@@ -85,7 +85,7 @@ def from_distributions(
 def to_optuna(
     trials:list, # of one dataset and one family
     space:Space, # theirs
-): # an `optuna.Study` of utility (higher is better) and joules (lower is better)
+): # an `optuna.FamilyStudy` of utility (higher is better) and joules (lower is better)
     "Trials as an Optuna study."
     import optuna
     from optuna.trial import TrialState, create_trial
@@ -107,7 +107,7 @@ def to_ax(
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
     def one(name, p):
-        if isinstance(p, (Choice, Ordered)): return ChoiceParameterConfig(name=name, values=list(p.options), parameter_type=type(p.options[0]).__name__, is_ordered=isinstance(p, Ordered))
+        if isinstance(p, (Categorical, Ordinal)): return ChoiceParameterConfig(name=name, values=list(p.options), parameter_type=type(p.options[0]).__name__, is_ordered=isinstance(p, Ordinal))
         return RangeParameterConfig(name=name, bounds=(p.low, p.high), parameter_type='int' if isinstance(p, Int) else 'float', scaling='log' if p.log else 'linear')
     client = Client()
     client.configure_experiment(name='pareto_energy', parameters=[one(name, p) for name, p in space.items()])
