@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, initial=3,
-             epochs=3, repeats=2, reference_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))
+SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, n_initial=3,
+             epochs=3, repeats=2, ref_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))
 
 
 def wait_until(condition, what, seconds=120., every=.01):

@@ -42,7 +42,7 @@ def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypat
         from pareto_energy.run.tasks import train_family
         return os._exit(1) if seed == 0 else train_family(name, family, configuration, epochs, seed, *args, **kwargs)
     monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(deadly))
-    study = FamilyStudy('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, initial=1))
+    study = FamilyStudy('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, n_initial=1))
     first, second = run_study(study, client=client)
     assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')
 

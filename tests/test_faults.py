@@ -17,7 +17,7 @@ from pareto_energy.run.study import FamilyStudy, run_study
 from pareto_energy.front.log import CHECKSUM_SUFFIX, KEY, SCHEMA, TrialLog, read_log, read_trials, encode_line, decode_line
 from pareto_energy.run.tasks import train_family
 
-ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, initial=1)
+ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, n_initial=1)
 CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine='simulated')
 
 
@@ -45,7 +45,7 @@ def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
     monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(faulty))
-    trials = run_study(FamilyStudy('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, cap=.5, memory=.3)))
+    trials = run_study(FamilyStudy('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, max_seconds=.5, max_memory_gb=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'], trials[-1].reason
     assert all(t.attempts == 1 for t in trials)
     for t, said in zip(trials, ('ZeroDivisionError', 'took longer than 12 s and was stopped in hang', 'EXIT(3)', 'SIGSEGV', 'MemoryError')): assert said in t.reason
@@ -113,7 +113,7 @@ def test_a_wall_clock_that_is_set_back_changes_nothing(home, smoke, monkeypatch)
     run = train('logistic', configuration, load_dataset('digits'), 2000, 0, SimulatedMeter(), repeats=1, deadline=.05)
     assert len(run.utility) < 2000, 'the deadline of a run holds'
     assert run.seconds > 0 and run.cpu_seconds > 0
-    with pytest.raises(StudyStopped): run_study(FamilyStudy('hours', **parameters, hours=1e-9))
+    with pytest.raises(StudyStopped): run_study(FamilyStudy('hours', **parameters, max_hours=1e-9))
 
 
 class CpuClock:
@@ -284,11 +284,11 @@ def test_front_and_hypervolume_agree_with_brute_force(points):
     dominated = lambda a: any(b[0] >= a[0] and b[1] >= a[1] and b != a for b in score)
     best = pareto_front(table)
     assert {(u, -math.log10(j)) for u, j in zip(best.utility, best.joules)} == {a for a in score if not dominated(a)}
-    reference = dict(utility=0., joules=1e7)
+    ref_point = dict(utility=0., joules=1e7)
     xs = sorted({0., *(u for u, _ in score)})
     area = sum((right - left)*max((7 + b for u, b in score if u >= right), default=0.) for left, right in zip(xs, xs[1:]))
-    assert math.isclose(hypervolume(table, reference), area, rel_tol=1e-9, abs_tol=1e-9)
-    assert math.isclose(hypervolume(best, reference), area, rel_tol=1e-9, abs_tol=1e-9)
+    assert math.isclose(hypervolume(table, ref_point), area, rel_tol=1e-9, abs_tol=1e-9)
+    assert math.isclose(hypervolume(best, ref_point), area, rel_tol=1e-9, abs_tol=1e-9)
 
 
 @settings(max_examples=200, deadline=None)

@@ -34,10 +34,10 @@ def test_the_counter_of_the_gpu_is_read(meter):
     assert 0 < reading.se < .1*reading.joules and reading.parts['gpu'].joules > reading.parts['cpu'].joules
 
 
-@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('family', NETS)
-def test_every_family_trains(meter, family, precision):
-    r = run(meter, family, precision=precision)
+def test_every_family_trains(meter, family, dtype):
+    r = run(meter, family, dtype=dtype)
     assert len(r.utility) == 3 and r.utility[-1] > .2 and all(b > a > 0 for a, b in zip(r.joules, r.joules[1:]))
     assert r.sources['gpu'] == 'nvml' and math.isclose(r.parts['cpu'] + r.parts['gpu'], r.joules[-1], rel_tol=1e-6)
 
@@ -59,7 +59,7 @@ def test_too_little_memory_is_a_failed_training_and_the_next_one_runs(meter):
 
 
 def test_a_study_on_the_gpu(home, smoke):
-    study = FamilyStudy('gpu', **smoke | dict(families=['mlp'], strategies=['trajectory'], seeds=[0], meter='codecarbon', device=DEVICE, deadline=60., cap=1., front_points=1, fresh_seeds=1, reference_joules=1e4))
+    study = FamilyStudy('gpu', **smoke | dict(families=['mlp'], strategies=['trajectory'], seeds=[0], meter='codecarbon', device=DEVICE, deadline=60., max_seconds=1., front_points=1, fresh_seeds=1, ref_joules=1e4))
     trials = run_study(study)
     assert [t.status for t in trials] == ['finished']*4 and {s for t in trials for s in t.run['sources'].values()} == {'nvml', 'cpu_time', 'constant'}
     assert 'NVIDIA' in trials[0].machine and sum(len(t.retrained) for t in trials) == 1

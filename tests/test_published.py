@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import papermill
@@ -45,10 +45,10 @@ def test_chapters_take_their_parameters_from_the_yaml(path):
 
 @pytest.mark.parametrize('name', WRITTEN_BY)
 def test_the_log_holds_what_the_record_says(name):
-    trials, references, record = read_study(f'published/{name}')
+    trials, ref_points, record = read_study(f'published/{name}')
     searches = Counter(t.key[:-1] for t in trials)
     assert set(searches.values()) == {record['trials']}
-    assert {k[0] for k in searches} == set(record['datasets']) == set(references)
+    assert {k[0] for k in searches} == set(record['datasets']) == set(ref_points)
     assert {k[1] for k in searches} == set(record['families'])
     assert {k[2] for k in searches} == set(record['strategies'])
     assert {k[3] for k in searches} == set(record['seeds'])

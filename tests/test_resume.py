@@ -71,7 +71,7 @@ def ends(log):
 
 
 def test_fifty_kills_change_nothing(tmp_path, smoke):
-    parameters, rng, kills, inside = smoke | dict(trials=5, initial=4), random.Random(0), 0, 0
+    parameters, rng, kills, inside = smoke | dict(trials=5, n_initial=4), random.Random(0), 0, 0
     whole, log = (tmp_path/f'data/{name}/trials.jsonl' for name in ('whole', 'killed'))
     lines = lambda: log.read_bytes().count(b'\n') if log.exists() else 0
     attempts = lambda: max((t.attempts for t in read_trials(log).values() if t.status == 'started'), default=0)
@@ -120,7 +120,7 @@ def test_ctrl_c_records_the_trial_under_way(tmp_path, smoke):
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
-    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, initial=1, epochs=20_000)
+    parameters = smoke | dict(study='s', deadline=600., families=['mlp'], datasets=['mnist1d'], strategies=['random'], trials=2, n_initial=1, epochs=20_000)
     status, said, log, seconds = interrupted(tmp_path, parameters, 2, 1)
     trial = list(read_trials(log).values())[-1]
     assert status and 'KeyboardInterrupt' in said and seconds < 10
@@ -167,13 +167,13 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke)
 def test_budgets_of_hours_and_joules(home, smoke):
     from pareto_energy.run.study import FamilyStudy, StudyStopped, run_study
     smoke |= dict(study='budgets', joules=1e-9)
-    with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(FamilyStudy(**smoke, hours=1e-9))
+    with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(FamilyStudy(**smoke, max_hours=1e-9))
     searches = {}
     for t in run_study(FamilyStudy(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
     assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
     smoke['joules'] = None
     assert len(run_study(FamilyStudy(**smoke))) == 32
-    warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], initial=4))
+    warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], n_initial=4))
     assert 1 <= len(warm.search('digits', 'mlp').warm) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').earlier] == [16]
     sources = {t.key[2:]: t.origin['source'] for t in run_study(warm)}
     assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'sobol', 'trajectory', 'sobol'] and sources['random', 0, 1] == 'warm start'

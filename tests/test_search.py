@@ -7,28 +7,28 @@ ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9
 
 
 def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
-    study = FamilyStudy('closed', **smoke | ONE, worth=1e9)
+    study = FamilyStudy('closed', **smoke | ONE, min_gain_per_cost=1e9)
     trials = run_study(study)
-    assert len(trials) == study.initial and all(t.status == 'finished' for t in trials)
+    assert len(trials) == study.n_initial and all(t.status == 'finished' for t in trials)
     end = trials[-1].closed
     assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.closed for t in trials[:-1])
-    assert is_complete(study, read_trials(study.log_path)) and study_status(study)['datasets']['digits']['of'] == study.initial
+    assert is_complete(study, read_trials(study.log_path)) and study_status(study)['datasets']['digits']['of'] == study.n_initial
     before = study.log_path.read_bytes()
     assert total_joules(run_study(study)) == total_joules(trials) and study.log_path.read_bytes() == before
 
 
 def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
-    study = FamilyStudy('open', **smoke | ONE | dict(trials=5), worth=0)
+    study = FamilyStudy('open', **smoke | ONE | dict(trials=5), min_gain_per_cost=0)
     trials = run_study(study)
-    initial, planned = trials[:study.initial], trials[study.initial:]
-    assert len(planned) == 5 - study.initial and all(t.origin['source'] == 'trajectory' and len(t.run['utility']) <= t.origin['epochs'] for t in planned)
-    assert all(t.origin['epochs'] < len(t.run['utility']) == study.epochs for t in initial), 'where training is quick, an initial run goes on'
+    n_initial, planned = trials[:study.n_initial], trials[study.n_initial:]
+    assert len(planned) == 5 - study.n_initial and all(t.origin['source'] == 'trajectory' and len(t.run['utility']) <= t.origin['epochs'] for t in planned)
+    assert all(t.origin['epochs'] < len(t.run['utility']) == study.epochs for t in n_initial), 'where training is quick, an initial run goes on'
 
 
 def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
     from dataclasses import replace
-    study = FamilyStudy('looked', **smoke | ONE | dict(trials=4, epochs=60), worth=1e9)
-    *earlier, last = run_study(replace(study, worth=0, study='all'))
+    study = FamilyStudy('looked', **smoke | ONE | dict(trials=4, epochs=60), min_gain_per_cost=1e9)
+    *earlier, last = run_study(replace(study, min_gain_per_cost=0, study='all'))
     search = study.search('digits', 'logistic')
     flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.]), dict(utility=[.1]*5, joules=lambda: 1/0)
     planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))

@@ -154,15 +154,15 @@ def made_up_study(
 ):
     "Write the log of a study that never ran."
     rng, folder = np.random.default_rng(seed), output_folder(study)
-    references = {name: dict(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
-    events = [e for name in references for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet')) for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
+    ref_points = {name: dict(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
+    events = [e for name in ref_points for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet')) for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
         for e in _made_up_trial(dict(zip(KEY, (name, family, strategy, s, k))), i, rng)]
     (folder/'trials.jsonl').write_bytes(b''.join(encode_line(dict(schema=SCHEMA, line=n, **e)) + b'\n' for n, e in enumerate(events, 1)))
-    (folder/'reference.json').write_text(json.dumps(references))
+    (folder/'reference.json').write_text(json.dumps(ref_points))
     (folder/'study.json').write_text(json.dumps(dict(seeds=list(range(10)), fresh_seeds=5)))
     trials = read_study(study)[0]
     with TrialLog(folder/'trials.jsonl') as log:
-        for name, reference in references.items(): _made_up_retraining(log, [t for t in trials if t.dataset == name], reference, rng)
+        for name, ref_point in ref_points.items(): _made_up_retraining(log, [t for t in trials if t.dataset == name], ref_point, rng)
 
 def _made_up_trial(key, size, rng):
     "The two events of a trial, dearer and better with the size of its family."
@@ -171,15 +171,15 @@ def _made_up_trial(key, size, rng):
     utility = (.4 + .1*size + .02*np.log2(c['width']) - .05*abs(np.log10(c['lr']) + 2))*(1 - np.exp(-epochs/8)) + .01*rng.normal(size=50)
     joules = epochs*.01*(size + 1)*c['width']**.7*c['depth']/c['batch']**.5*(1 + .02*rng.normal())
     run = dict(utility=utility.round(5).tolist(), joules=joules.tolist(), se=(.01*joules).tolist(), seconds=joules[-1]/4, parameters=100*c['width']*c['depth'], flops=1e6*c['width'], repeats=2,
-        inference=dict(joules=.001*c['width'], se=1e-5, spent=.1), disturbance=dict(others=0., stolen=0.))
+        inference=dict(joules=.001*c['width'], se=1e-5, spent=.1), interference=dict(others=0., stolen=0.))
     claim = dict(configuration=c, origin=origin, label='simulated', machine='simulated')
     yield dict(event='started', **key, **claim)
     yield dict(event='finished', **key, **claim, run=run, spent=2*joules[-1])
 
-def _made_up_retraining(log, trials, reference, rng):
+def _made_up_retraining(log, trials, ref_point, rng):
     "Six points of the front, trained anew five times."
     by_key = {t.key: t for t in trials}
-    for r in select_representatives(pareto_front(trajectory_points(trials)), 6, reference).itertuples(index=False):
+    for r in select_representatives(pareto_front(trajectory_points(trials)), 6, ref_point).itertuples(index=False):
         t, noise = by_key[tuple(r[:5])], lambda: 1 + .01*rng.normal()
         for s in range(5): log.append('retrained', t.key, epoch=int(r.epoch), fresh_seed=1000 + s, utility=r.utility*noise(), test=r.utility*noise(), joules=r.joules*noise(), inference=t.run['inference']['joules']*noise(), spent=1.)
 
@@ -196,13 +196,13 @@ def conclude(
         result = work()
         took[part] = took.get(part, 0.) + clock() - start
         return result
-    trials, references, _ = timed('read', lambda: read_study(study))
-    curves, near, reached = timed('compare', lambda: (comparison.search_progress(trials, references), comparison.indicators(trials, references), comparison.attainment(trials, references)))
+    trials, ref_points, _ = timed('read', lambda: read_study(study))
+    curves, near, reached = timed('compare', lambda: (comparison.search_progress(trials, ref_points), comparison.indicators(trials, ref_points), comparison.attainment(trials, ref_points)))
     timed('compare', lambda: (comparison.compare(curves), comparison.compare(curves, 'family', ['dataset'])))
     matters = timed('importance', lambda: (importance.study_importances(trials), importance.stand_ins(trials)))[0]
-    table = timed('analyse', lambda: analysis.front_table(analysis.retrained_points(trials), references))
-    timed('analyse', lambda: (analysis.bill(trials), [analysis.ownership(t, references[name]) for name, t in trajectory_points(trials).groupby('dataset')]))
-    fronts, by_trials, by_joules = timed('draw', lambda: (figures.family_fronts(trials, references), comparison.trial_bands(curves), comparison.joule_bands(curves)))
+    table = timed('analyse', lambda: analysis.front_table(analysis.retrained_points(trials), ref_points))
+    timed('analyse', lambda: (analysis.bill(trials), [analysis.ownership(t, ref_points[name]) for name, t in trajectory_points(trials).groupby('dataset')]))
+    fronts, by_trials, by_joules = timed('draw', lambda: (figures.family_fronts(trials, ref_points), comparison.trial_bands(curves), comparison.joule_bands(curves)))
     charts = dict(front=lambda w: figures.front_chart(fronts, table, 'simulated', w), attainment=lambda w: figures.attainment_chart(reached, 'simulated', w), trials=lambda w: figures.trials_chart(by_trials, w),
         joules=lambda w: figures.joules_chart(by_joules, 'simulated', w), **{f'importance-{name}': lambda w, t=t: importance.importance_chart(t, w) for name, t in matters.groupby('dataset')})
     for name, make in charts.items(): timed('draw', lambda: figures.save(figures.fitted(make, figures.PAGE), output_folder(study, 'figures'), name))

@@ -184,16 +184,16 @@ def _draw(table, key, rng):
 # %% ../../nbs/81_bench.searches.ipynb #s11
 class TrajectorySearcher:
     "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' points, without `brief` these are as long as the centre's run, and without `system` no parameter is known to leave the utility as it is."
-    def __init__(self, table, seed, initial, stop=True, centre=True, brief=True, system=True, **changes):
+    def __init__(self, table, seed, n_initial, stop=True, centre=True, brief=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
-        self.search, self.seed, self.trials = SearchTask(space, initial, table.epochs, **changes), seed, []
+        self.search, self.seed, self.trials = SearchTask(space, n_initial, table.epochs, **changes), seed, []
         self.stop, self.centre, self.brief = stop, centre, brief
 
     def ask(self): # configuration, epochs
         self.plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
-        initial = len(self.trials) < self.search.initial
-        configuration = (sobol_strategy(self.search, self.trials, self.seed) if initial and not self.centre else self.plan).configuration
-        return configuration, short_epochs(self.search, []) if initial and not self.brief else self.plan.epochs or self.search.epochs
+        n_initial = len(self.trials) < self.search.n_initial
+        configuration = (sobol_strategy(self.search, self.trials, self.seed) if n_initial and not self.centre else self.plan).configuration
+        return configuration, short_epochs(self.search, []) if n_initial and not self.brief else self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         origin = dict(expected=self.plan.expected) if self.plan.expected else {}
@@ -203,8 +203,8 @@ class TrajectorySearcher:
 
 class FinalEpochSearcher:
     "Any other of our strategies on a table: epochs are a dimension."
-    def __init__(self, name, table, seed, initial):
-        self.strategy, self.search, self.seed, self.trials = STRATEGIES[name], SearchTask(with_epochs(table), initial), seed, []
+    def __init__(self, name, table, seed, n_initial):
+        self.strategy, self.search, self.seed, self.trials = STRATEGIES[name], SearchTask(with_epochs(table), n_initial), seed, []
 
     def ask(self):
         return _apart(self.strategy(self.search, self.trials, self.seed).configuration)
@@ -232,15 +232,15 @@ def _initial_design(space, n, seed, from_centre):
 
 class OptunaSearcher:
     "A sampler of Optuna; from the centre, that is the first run."
-    def __init__(self, sampler, table, seed, initial, from_centre=False):
+    def __init__(self, sampler, table, seed, n_initial, from_centre=False):
         optuna = _need('optuna')
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=initial), gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=initial),
+        make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_initial), gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=n_initial),
             nsga2=lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10))
         self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
         d = optuna.distributions
         self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Categorical) else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordinal) else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
-        for c in _initial_design(self.space, initial, seed, from_centre): self.study.enqueue_trial(c)
+        for c in _initial_design(self.space, n_initial, seed, from_centre): self.study.enqueue_trial(c)
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
@@ -250,7 +250,7 @@ class OptunaSearcher:
 
 class AxSearcher:
     "Ax with its own choice of method."
-    def __init__(self, table, seed, initial):
+    def __init__(self, table, seed, n_initial):
         import logging
         client, configs = _need('ax.api.client'), _need('ax.api.configs')
         for name in list(logging.root.manager.loggerDict):
@@ -261,7 +261,7 @@ class AxSearcher:
             return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1), parameter_type='int') if isinstance(p, Ordinal) else configs.RangeParameterConfig(name=n, bounds=(p.low, p.high), parameter_type='int', scaling='log')
         self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
-        self.first = _initial_design(self.space, initial, seed, True)
+        self.first = _initial_design(self.space, n_initial, seed, True)
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)
@@ -272,7 +272,7 @@ class AxSearcher:
 
 # %% ../../nbs/81_bench.searches.ipynb #s14
 SEARCHERS = {name: partial(FinalEpochSearcher, name) for name in STRATEGIES} | dict(trajectory=TrajectorySearcher, ax=AxSearcher) | {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, smooth=MIN_LENGTHSCALE), 'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.), 'trajectory-no-stopping': partial(TrajectorySearcher, stop=False), 'trajectory-no-centre': partial(TrajectorySearcher, centre=False), 'trajectory-not-brief': partial(TrajectorySearcher, brief=False), 'trajectory-no-system': partial(TrajectorySearcher, system=False)}
+ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_lengthscale=MIN_LENGTHSCALE), 'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.), 'trajectory-no-stopping': partial(TrajectorySearcher, stop=False), 'trajectory-no-centre': partial(TrajectorySearcher, centre=False), 'trajectory-not-brief': partial(TrajectorySearcher, brief=False), 'trajectory-no-system': partial(TrajectorySearcher, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(OptunaSearcher, 'gp', from_centre=True)}
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension

@@ -43,7 +43,7 @@ class CalibratedMeter(Meter):
         base:ReferenceMachine, # that other one
     ):
         own = base if meter.machine == base.machine else measure_machine(meter)
-        if own.label != base.label: raise MeterError(f'Joules of "{base.machine}" are {base.label}, those of "{own.machine}" are {own.label}: no factor leads from one to the other. Keep the machines apart (machine: per-machine).')
+        if own.label != base.label: raise MeterError(f'Joules of "{base.machine}" are {base.label}, those of "{own.machine}" are {own.label}: no factor leads from one to the other. Keep the machines apart (machine_policy: per-machine).')
         self.meter, self.base, self.sources, self.factor = meter, base, meter.sources, base.joules/own.joules
         self.scale_se = 0. if own is base else math.hypot(base.se/base.joules, own.se/own.joules)
 
@@ -52,7 +52,7 @@ class CalibratedMeter(Meter):
     @property
     def machine(self): return self.base.machine
     @property
-    def tick(self): return self.meter.tick
+    def update_period(self): return self.meter.update_period
     def finish(self, work): self.meter.finish(work)
     def begin(self): self.meter.begin()
     def end(self): return {c: self.factor*j for c, j in self.meter.end().items()}

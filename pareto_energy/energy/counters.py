@@ -207,9 +207,9 @@ class CodeCarbonMeter(Meter):
     def machine(self): return machine_id(*(c.device._gpu_name for c in self.counters if c.component == 'gpu'))
 
     @property
-    def tick(self): # that of the CPU clock is a microsecond for this process itself
+    def update_period(self): # that of the CPU clock is a microsecond for this process itself
         alone = not has_children() and children_seconds() == self.children
-        return 1e-6 if alone and self.sources['cpu'] == 'cpu_time' and 'gpu' not in self.sources else super().tick
+        return 1e-6 if alone and self.sources['cpu'] == 'cpu_time' and 'gpu' not in self.sources else super().update_period
 
     def finish(self, work):
         if self.device.startswith('cuda'):

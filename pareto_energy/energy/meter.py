@@ -23,7 +23,7 @@ class MeterError(RuntimeError):
 class Source:
     "Where joules come from."
     label: str # one of `LABELS`
-    tick: float # seconds between two updates
+    update_period: float # seconds between two updates
     counts: bool = True # False where it stays out of the objective
 
 SOURCES = dict(rapl=Source('measured', .001), emi=Source('measured', .01), nvml=Source('measured', .1), powermetrics=Source('sampled', 1.),
@@ -50,7 +50,7 @@ class Measurement:
     resolution: float = 0. # joules, standard error from the ticks of the counters
     se: float|None = None # standard error of `joules`; None when the work was read once
     repeats: int = 1 # how often the work was read
-    freedom: int = 0 # degrees of freedom of `se`
+    dof: int = 0 # degrees of freedom of `se`
 
     @property
     def counted(self): return {c: p for c, p in self.parts.items() if SOURCES[p.source].counts}
@@ -120,21 +120,21 @@ def library_versions() -> dict: # name -> version
 
 # %% ../../nbs/11_energy.meter.ipynb #e030
 def update_periods_for(
-    precision:float, # relative standard error
+    target_rel_se:float, # relative standard error
 ) -> float: # ticks
-    "How long a stretch is whose edges take half of the precision."
-    return 2/math.sqrt(6)/precision
+    "How long a stretch is whose edges take half of the target_rel_se."
+    return 2/math.sqrt(6)/target_rel_se
 
 class Window:
     "A stretch of metered work, lap by lap."
     def __init__(self,
         meter, # the meter that reads it
-        precision:float=.03, # relative standard error that is asked for
+        target_rel_se:float=.03, # relative standard error that is asked for
     ):
-        self.meter, self.ticks, self.laps, self.stretches = meter, update_periods_for(precision), [], []
+        self.meter, self.ticks, self.laps, self.segments = meter, update_periods_for(target_rel_se), [], []
 
     @property
-    def least_seconds(self): return self.ticks*self.meter.tick # shorter stretches are read together
+    def min_seconds(self): return self.ticks*self.meter.update_period # shorter stretches are read together
 
     def __enter__(self):
         self._open()
@@ -152,34 +152,34 @@ class Window:
         "Close a stretch of work that counts."
         self._close(work)
 
-    def skip(self):
+    def exclude(self):
         "Close a stretch that doesn't count."
         self._close(None)
 
     @property
-    def count(self): return len(self.laps) + sum(counts for *_, counts in self.stretches) # laps so far
+    def count(self): return len(self.laps) + sum(counts for *_, counts in self.segments) # laps so far
 
     def read(self):
         "Read the meter now, however short the stretches."
-        if not self.stretches: return
+        if not self.segments: return
         joules = self.meter.end()
-        seconds, cpu = (math.fsum(column) for column in list(zip(*self.stretches))[:2])
+        seconds, cpu = (math.fsum(column) for column in list(zip(*self.segments))[:2])
         check_joules(joules, self.meter, seconds)
-        error = math.hypot(min(self.meter.tick/math.sqrt(6)/seconds, 1.), self.meter.scale_se)
-        self.laps += [self._reading(joules, s, c, s/seconds, c/cpu if cpu else s/seconds, error) for s, c, counts in self.stretches if counts]
+        error = math.hypot(min(self.meter.update_period/math.sqrt(6)/seconds, 1.), self.meter.scale_se)
+        self.laps += [self._reading(joules, s, c, s/seconds, c/cpu if cpu else s/seconds, error) for s, c, counts in self.segments if counts]
         self._open()
 
     def _open(self):
-        self.stretches = []
+        self.segments = []
         self.meter.begin()
         self.start = self.mark = (time.perf_counter(), time.process_time())
 
     def _close(self, work):
         self.meter.finish(work or 0.)
         now = (time.perf_counter(), time.process_time())
-        self.stretches.append((now[0] - self.mark[0], now[1] - self.mark[1], work is not None))
+        self.segments.append((now[0] - self.mark[0], now[1] - self.mark[1], work is not None))
         self.mark = now
-        if now[0] - self.start[0] >= self.least_seconds: self.read()
+        if now[0] - self.start[0] >= self.min_seconds: self.read()
 
     def _reading(self, joules, seconds, cpu_seconds, time_share, cpu_share, error):
         parts = {c: ComponentEnergy(j*(time_share if c == 'gpu' else cpu_share), self.meter.sources[c]) for c, j in joules.items()}
@@ -196,7 +196,7 @@ def check_joules(
         source = SOURCES[meter.sources[component]]
         if not source.counts: continue
         if not j >= 0: raise MeterError(f'The {meter.sources[component]} counter of the {component} went backwards: {j} J in {seconds:.2f} s.')
-        if j == 0 and source.label != 'simulated' and seconds > 3*source.tick: raise MeterError(f'The {meter.sources[component]} counter of the {component} stood still for {seconds:.2f} s: run `pareto-energy meter` to see what can be read here.')
+        if j == 0 and source.label != 'simulated' and seconds > 3*source.update_period: raise MeterError(f'The {meter.sources[component]} counter of the {component} stood still for {seconds:.2f} s: run `pareto-energy meter` to see what can be read here.')
 
 # %% ../../nbs/11_energy.meter.ipynb #e034
 class Meter:
@@ -209,8 +209,8 @@ class Meter:
     @property
     def machine(self): return machine_id()
     @property
-    def tick(self): return max(SOURCES[s].tick for s in self.sources.values()) # seconds
-    def window(self, precision=.03): return Window(self, precision)
+    def update_period(self): return max(SOURCES[s].update_period for s in self.sources.values()) # seconds
+    def window(self, target_rel_se=.03): return Window(self, target_rel_se)
     def finish(self, work): pass # what must be done before a stretch ends
     def begin(self): raise NotImplementedError('A meter needs begin(), which starts a reading.')
     def end(self) -> dict: raise NotImplementedError('A meter needs end(), which returns joules by component.')
@@ -237,20 +237,20 @@ def measure(
     target:float=.03, # relative standard error
     pilot:int=5, # repeats in the first stage, at least
     seconds:float=.5, # of the first stage, at least
-    cap:float=60., # seconds, after which no repeat is started
+    max_seconds:float=60., # seconds, after which no repeat is started
     size:float=1., # multiply-adds of one call; only a simulated meter looks at them
 ) -> Measurement: # of one call of `work`
     "Joules of `work`, repeated inside one window."
     with meter.window(target) as window:
-        start, least = time.perf_counter(), max(seconds, window.least_seconds) if meter.tick else 0.
+        start, least = time.perf_counter(), max(seconds, window.min_seconds) if meter.update_period else 0.
         elapsed = lambda: time.perf_counter() - start
         while window.count < pilot or elapsed() < least: work(); window.lap(size)
         window.read()
         first = average_measurements(window.laps)
         needed = repeats_for(first, target)
-        while window.count < needed and elapsed() < cap: work(); window.lap(size)
+        while window.count < needed and elapsed() < max_seconds: work(); window.lap(size)
     whole = average_measurements(window.laps)
-    return replace(whole, se=first.se*math.sqrt(first.repeats/whole.repeats), freedom=first.freedom)
+    return replace(whole, se=first.se*math.sqrt(first.repeats/whole.repeats), dof=first.dof)
 
 # %% ../../nbs/11_energy.meter.ipynb #e059
 def calibration_workload(

@@ -13,11 +13,11 @@ from .meter import standard_error
 # %% ../../nbs/13_energy.statistics.ipynb #e055
 def ci_half_width(
     se:float|None, # standard error of a mean
-    freedom:int, # its degrees of freedom
+    dof:int, # its degrees of freedom
 ) -> float: # nan where there are none
     "Half of the 95 % Student interval of a mean."
     from scipy import stats
-    return math.nan if se is None or freedom < 1 else float(stats.t.ppf(.975, freedom)*se)
+    return math.nan if se is None or dof < 1 else float(stats.t.ppf(.975, dof)*se)
 
 def ci_half_width_of(
     values, # n ≥ 2 repeats

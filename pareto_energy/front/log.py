@@ -75,7 +75,7 @@ TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=i
     epoch=int, fresh_seed=int, after=int, joules=NUMBER, se=NUMBER, repeats=int)
 START_FIELDS = ('configuration', 'origin', 'label', 'machine') # what a trial's start says
 READING_FIELDS = ('after', 'joules', 'se', 'repeats')
-FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'), retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), closed=('joules',), reference=READING_FIELDS, idle=READING_FIELDS)
+FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'), retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), closed=('joules',), ref_point=READING_FIELDS, idle=READING_FIELDS)
 
 def check_event(
     event:dict, # a line's content
@@ -372,4 +372,4 @@ def check_same_source(
     "Refuse to mix labels or machines."
     for t in trials:
         if (t.label, t.machine) != (label, machine):
-            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name, or keep machines apart from the start (machine: per-machine).')
+            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name, or keep machines apart from the start (machine_policy: per-machine).')

@@ -39,53 +39,53 @@ def pareto_front(
 # %% ../../nbs/31_front.pareto.ipynb #c14
 def hypervolume(
     table:pd.DataFrame, # with columns utility and joules
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> float: # utility × decades of energy
     "Area that the front of these points covers."
     if table.empty: return 0.
-    return float(moocore.hypervolume(objectives(table), ref=[reference['utility'], math.log10(reference['joules'])], maximise=[True, False]))
+    return float(moocore.hypervolume(objectives(table), ref=[ref_point['utility'], math.log10(ref_point['joules'])], maximise=[True, False]))
 
 # %% ../../nbs/31_front.pareto.ipynb #c16b
 def beats_reference(
     table:pd.DataFrame, # with columns utility and joules
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> pd.DataFrame: # the rows that are better than the reference point in both
     "The points that count."
-    return table[(table.utility > reference['utility']) & (table.joules < reference['joules'])]
+    return table[(table.utility > ref_point['utility']) & (table.joules < ref_point['joules'])]
 
 SMALL_LOSSES = (.01, .02) # less utility
 
 def select_representatives(
     front:pd.DataFrame, # with columns utility and joules, and a unique index
     n:int, # how many at most
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> pd.DataFrame: # some of its rows, cheapest first
     "The point of highest utility, the cheapest that are nearly as good, and those that add most hypervolume to them."
-    count = beats_reference(front, reference)
+    count = beats_reference(front, ref_point)
     cheapest = lambda less: count.joules[count.utility >= count.utility.max() - less].nsmallest(1).index
     taken = list(dict.fromkeys(i for less in (0, *SMALL_LOSSES) for i in cheapest(less)))[:n]
     while len(taken) < min(n, len(count)):
-        taken.append(max(count.index.difference(taken), key=lambda i: hypervolume(count.loc[[*taken, i]], reference)))
+        taken.append(max(count.index.difference(taken), key=lambda i: hypervolume(count.loc[[*taken, i]], ref_point)))
     return count.loc[taken].sort_values('joules')
 
 # %% ../../nbs/31_front.pareto.ipynb #c16d
 def select_for_retraining(
     trials:list, # of one dataset
     n:int, # how many
-    reference:dict, # the dataset's reference point
+    ref_point:dict, # the dataset's reference point
 ) -> list: # (trial, epoch)
     "Points that stand for the front."
     by_key = {t.key: t for t in trials}
-    return [(by_key[tuple(r[:5])], int(r.epoch)) for r in select_representatives(pareto_front(trajectory_points(trials)), n, reference).itertuples(index=False)]
+    return [(by_key[tuple(r[:5])], int(r.epoch)) for r in select_representatives(pareto_front(trajectory_points(trials)), n, ref_point).itertuples(index=False)]
 
 # %% ../../nbs/31_front.pareto.ipynb #c18
 def hypervolume_history(
     trials, # of one search, in order
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> pd.DataFrame: # trials, spent joules, hypervolume after each trial
     "Hypervolume against trials and joules."
     spent = np.cumsum([t.cost for t in trials])
-    covered, best, corner = [], np.empty((0, 2)), [reference['utility'], math.log10(reference['joules'])]
+    covered, best, corner = [], np.empty((0, 2)), [ref_point['utility'], math.log10(ref_point['joules'])]
     for t in trials:
         if t.status == 'finished':
             best = np.vstack([best, np.column_stack([t.run['utility'], np.log10(t.run['joules'])])])

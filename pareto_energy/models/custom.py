@@ -58,12 +58,12 @@ class Report:
         go_on=None, # function of the utilities so far
     ):
         self.window, self.epochs, self.evaluate, self.test, self.deadline, self.go_on = window, epochs, evaluate, test, deadline, go_on
-        self.epoch, self.values, self.tested, self.predict, self.judging, self.start = 0, [], None, None, False, time.perf_counter()
+        self.epoch, self.values, self.tested, self.predict, self.stopping_joules, self.start = 0, [], None, None, False, time.perf_counter()
 
     def trained(self):
         "Say that an epoch is over, and that what follows judges it."
-        if not self.judging: self.window.lap(SIMULATED_MACS_PER_EPOCH)
-        self.judging = True
+        if not self.stopping_joules: self.window.lap(SIMULATED_MACS_PER_EPOCH)
+        self.stopping_joules = True
 
     def __call__(self,
         utility, # on the validation part: a number, or a function that gives it
@@ -76,8 +76,8 @@ class Report:
         if self.evaluate: self.values.append(parse_utility(utility))
         if self.test and test is not None and self.epoch == self.epochs: self.tested = parse_utility(test, 'test utility')
         self.predict = predict
-        self.window.skip()
-        self.judging = False
+        self.window.exclude()
+        self.stopping_joules = False
         late = self.evaluate and time.perf_counter() - self.start > self.deadline
         if self.epoch == self.epochs or late or self.evaluate and self.go_on and not self.go_on(self.values): raise StopTraining
 
@@ -102,7 +102,7 @@ def run_loop(
 ):
     "Let a loop run until its report ends it, or it ends by itself."
     wanted, offered = inspect.signature(train).parameters, dict(report=report, seed=seed, epochs=report.epochs)
-    report.window.skip()
+    report.window.exclude()
     try:
         with seed_all(seed):
             said = train(configuration, **{name: value for name, value in offered.items() if name in wanted})
@@ -138,8 +138,8 @@ def train_loop(
     seed:int,
     meter:Meter,
     repeats:int=1, # the run is read at least so often
-    precision:float=.03, # and until its joules have this relative standard error
-    cap:float=30., # seconds, after which no further repeat is started
+    target_rel_se:float=.03, # and until its joules have this relative standard error
+    max_seconds:float=30., # seconds, after which no further repeat is started
     test:bool=False, # is the test part read at the end?
     threads:int=1, # of the CPU
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
@@ -152,10 +152,10 @@ def train_loop(
     torch.set_num_threads(threads)
     r = Repeats(epochs)
     def run(window, epochs, evaluate):
-        report = Report(window, epochs, evaluate, test, deadline, go_on and metered_stopping_rule(window, go_on, r.judging))
+        report = Report(window, epochs, evaluate, test, deadline, go_on and metered_stopping_rule(window, go_on, r.stopping_joules))
         try: run_loop(train, configuration, seed, report)
         except Exception:
-            r.epoch = report.epoch + (not report.judging)
+            r.epoch = report.epoch + (not report.stopping_joules)
             raise
         if r.values and report.epoch != len(r.values): raise ValueError(f'the run ended after {report.epoch} epochs, and after {len(r.values)} before: the same seed must give the same run')
         return report, report.values
@@ -164,9 +164,9 @@ def train_loop(
             with meter.window() as window:
                 r.laps = window.laps
                 run_loop(train, configuration, seed, Report(window, 1, evaluate=False))
-        with meter.window(precision) as window:
+        with meter.window(target_rel_se) as window:
             r.laps = window.laps
-            report = r.until_precise(window, run, epochs, repeats, precision, cap)
+            report = r.until_precise(window, run, epochs, repeats, target_rel_se, max_seconds)
         read = measure_predictions(*report.predict, meter) if asked and report.predict else {}
     return build_run(r, report.tested, inference=read)
 
@@ -203,7 +203,7 @@ def lightning_callback(
     "Report from PyTorch Lightning after each validation."
     from lightning.pytorch.callbacks import Callback
     class Reporting(Callback):
-        def on_train_start(self, trainer, module): report.window.skip()
+        def on_train_start(self, trainer, module): report.window.exclude()
         def on_validation_start(self, trainer, module):
             if not trainer.sanity_checking: report.trained()
         def on_validation_end(self, trainer, module):
@@ -217,7 +217,7 @@ def transformers_callback(
     "Report from Hugging Face's Trainer after each evaluation."
     from transformers import TrainerCallback
     class Reporting(TrainerCallback):
-        def on_train_begin(self, *_, **__): report.window.skip()
+        def on_train_begin(self, *_, **__): report.window.exclude()
         def on_epoch_end(self, *_, **__): report.trained()
         def on_evaluate(self, arguments, state, control, metrics, **_): report(get_logged(metrics, metric))
     return Reporting()

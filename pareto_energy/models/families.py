@@ -179,7 +179,7 @@ def get_loss(
 # %% ../../nbs/22_models.families.ipynb #c24-02
 DATA_PARAMETERS = dict(fraction=Float(.1, 1., log=True), shrink=Categorical([1, 2, 4]))
 TRAINING_PARAMETERS = dict(lr=Float(3e-4, 1e-1, log=True), batch=Int(16, 1024, log=True), optimiser=Categorical(['adam', 'sgd']), schedule=Categorical(['constant', 'inverse_sqrt']),
-    weight_decay=Float(1e-6, 1e-2, log=True), precision=Categorical(['float32', 'bfloat16']), threads=Categorical([1, 2], system=True), **DATA_PARAMETERS)
+    weight_decay=Float(1e-6, 1e-2, log=True), dtype=Categorical(['float32', 'bfloat16']), threads=Categorical([1, 2], system=True), **DATA_PARAMETERS)
 DROPOUT = Float(0., .5)
 SPACES = dict(
     logistic=Space(TRAINING_PARAMETERS),
@@ -211,7 +211,7 @@ def family_space(
     return restrict(Space({k: p for k, p in whole.items() if k not in none}), {k: v for k, v in own.items() if k not in none})
 
 # %% ../../nbs/22_models.families.ipynb #c26b
-DEFAULT_TRAINING = dict(lr=3e-3, batch=64, optimiser='adam', schedule='inverse_sqrt', weight_decay=1e-4, precision='float32', threads=1, fraction=1., shrink=1)
+DEFAULT_TRAINING = dict(lr=3e-3, batch=64, optimiser='adam', schedule='inverse_sqrt', weight_decay=1e-4, dtype='float32', threads=1, fraction=1., shrink=1)
 DEFAULTS = dict(
     logistic=DEFAULT_TRAINING | dict(lr=7e-3),
     svm=DEFAULT_TRAINING | dict(lr=.01),

@@ -34,8 +34,8 @@ class Run:
     sources: dict # source of each component of the joules
     parts: dict # joules of each component, of one repeat
     inference: dict # joules per 1,000 predictions, se, and what reading them took, apart from `spent`; empty where it was not asked for
-    judging: float # joules of asking whether to go on, apart from `spent`
-    disturbance: dict # others and stolen as shares of the machine, governor, celsius
+    stopping_joules: float # joules of asking whether to go on, apart from `spent`
+    interference: dict # others and stolen as shares of the machine, governor, celsius
 
 # %% ../../nbs/23_models.run.ipynb #c13
 class TrainingFailed(Exception):
@@ -77,12 +77,12 @@ def per_run_totals(
 def reached_target_se(
     runs:list, # readings of repeats
     repeats:int, # at least
-    precision:float, # relative standard error that is asked for
+    target_rel_se:float, # relative standard error that is asked for
 ) -> bool:
     "Have the repeats settled?"
     if len(runs) < max(repeats, 1): return False
     one = average_measurements(runs)
-    return repeats == 1 or one.se <= precision*one.joules
+    return repeats == 1 or one.se <= target_rel_se*one.joules
 
 # %% ../../nbs/23_models.run.ipynb #i01a
 def measure_predictions(
@@ -92,14 +92,14 @@ def measure_predictions(
     **measuring, # as in `energy.measure`
 ) -> dict: # joules per 1,000 predictions, se, and spent joules
     "Energy of asking a model."
-    reading = measure_inference(predict, batch, meter, seconds=.02, cap=5., **measuring)
+    reading = measure_inference(predict, batch, meter, seconds=.02, max_seconds=5., **measuring)
     return dict(joules=reading.joules, se=reading.se, spent=reading.joules*batch/1000*reading.repeats)
 
 # %% ../../nbs/23_models.run.ipynb #j01
 def metered_stopping_rule(
     window, # of a meter
     go_on, # function of the utilities so far, and of a function that reads the joules so far
-    judging:list, # joules of asking, to which these are added
+    stopping_joules:list, # joules of asking, to which these are added
 ): # function of the utilities so far
     "Ask whether to go on; the meter is read where the answer needs the joules."
     def ask(values):
@@ -110,11 +110,11 @@ def metered_stopping_rule(
             window.read()
             return np.cumsum([r.joules for r in window.laps]).tolist()
         answer = go_on(values, joules)
-        if not told: window.skip()
+        if not told: window.exclude()
         else:
             window.lap(0.)
             window.read()
-            judging.append(window.laps.pop().joules)
+            stopping_joules.append(window.laps.pop().joules)
         return answer
     return ask
 
@@ -125,7 +125,7 @@ class Repeats:
         epochs:int, # of a run
         one_lap:bool=False, # is a run read as a whole?
     ):
-        self.values, self.passes, self.laps, self.judging, self.epoch = [], 0, [], [], None
+        self.values, self.passes, self.laps, self.stopping_joules, self.epoch = [], 0, [], [], None
         self.one_lap, self.length, self.before = one_lap, 1 if one_lap else epochs, system_snapshot()
 
     def until_precise(self,
@@ -133,13 +133,13 @@ class Repeats:
         run, # function of the window, the number of epochs, and whether to evaluate: the model, and the utility after each epoch
         epochs:int,
         repeats:int, # at least
-        precision:float, # relative standard error that is asked for
-        cap:float, # seconds, after which no further repeat is started
+        target_rel_se:float, # relative standard error that is asked for
+        max_seconds:float, # seconds, after which no further repeat is started
     ): # the last model
         "Run until the joules have settled."
-        window.skip()
+        window.exclude()
         start = time.perf_counter()
-        while self.passes < repeats or not reached_target_se(per_run_totals(self.laps, self.length), repeats, precision) and time.perf_counter() - start < cap:
+        while self.passes < repeats or not reached_target_se(per_run_totals(self.laps, self.length), repeats, target_rel_se) and time.perf_counter() - start < max_seconds:
             model, said = run(window, len(self.values) or epochs, not self.values)
             self.values, self.passes = self.values or said, self.passes + 1
             if not self.one_lap: self.length = len(self.values)
@@ -152,7 +152,7 @@ class Repeats:
         except MeterError: raise
         except Exception as e:
             epoch = self.epoch or (len(self.laps) - 1) % self.length + 1
-            raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {e}', sum_measurements(self.laps).joules + math.fsum(self.judging)) from e
+            raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {e}', sum_measurements(self.laps).joules + math.fsum(self.stopping_joules)) from e
 
 # %% ../../nbs/23_models.run.ipynb #r02
 def build_run(
@@ -167,4 +167,4 @@ def build_run(
     laps = [scale(lap, 1/epochs) for lap in r.laps for _ in range(epochs)] if r.one_lap else r.laps
     joules, se = _trajectory(laps, epochs)
     one, whole = average_measurements(per_run_totals(laps, epochs)), sum_measurements(laps)
-    return Run(r.values, test, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters, flops and flops*epochs, r.passes, whole.sources, {c: p.joules for c, p in one.parts.items()}, inference or {}, math.fsum(r.judging), interference(r.before, system_snapshot()))
+    return Run(r.values, test, joules, se, whole.joules, one.seconds, one.cpu_seconds, one.ram_joules, parameters, flops and flops*epochs, r.passes, whole.sources, {c: p.joules for c, p in one.parts.items()}, inference or {}, math.fsum(r.stopping_joules), interference(r.before, system_snapshot()))

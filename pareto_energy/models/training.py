@@ -43,11 +43,11 @@ def shuffled_batches(
     for index in order.split(batch*max(1, GATHERED_EXAMPLES//batch)): yield from zip(features[index].split(batch), targets[index].split(batch))
 
 def autocast_context(
-    configuration:dict, # 'precision' where the space has one
+    configuration:dict, # 'dtype' where the space has one
     device:str='cpu',
 ): # a context
     "Autocast to bfloat16, or nothing."
-    return torch.autocast(torch.device(device).type, torch.bfloat16) if configuration.get('precision') == 'bfloat16' else nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if configuration.get('dtype') == 'bfloat16' else nullcontext()
 
 # %% ../../nbs/24_models.training.ipynb #c09
 def flatten_parameters(
@@ -88,13 +88,13 @@ def train_epoch(
     targets:torch.Tensor, # (n,)
     batch:int, # examples a step
     generator:torch.Generator, # of the permutation
-    precision=nullcontext(), # context of the forward pass
+    autocast=nullcontext(), # context of the forward pass
 ):
     "Train on every example once."
     (vector,), step = optimiser.param_groups[0]['params'], torch.no_grad()(inspect.unwrap(type(optimiser).step))
     for x, y in shuffled_batches(features, targets, batch, generator):
         vector.grad.zero_()
-        with precision: loss = loss_function(model(x), y)
+        with autocast: loss = loss_function(model(x), y)
         loss.backward()
         step(optimiser)
     if not math.isfinite(loss.item()): raise FloatingPointError(f'the loss became {loss.item()}')
@@ -104,11 +104,11 @@ def train_epoch(
 def predict_scores(
     model:torch.nn.Module,
     features:torch.Tensor, # (n, …)
-    precision=nullcontext(), # context of the forward pass
+    autocast=nullcontext(), # context of the forward pass
 ) -> np.ndarray: # (n, outputs)
     "What a model says, 2,048 examples at a time."
     model.eval()
-    with precision: scores = torch.cat([model(part) for part in features.split(2048)])
+    with autocast: scores = torch.cat([model(part) for part in features.split(2048)])
     model.train()
     return scores.float().cpu().numpy()
 
@@ -154,17 +154,17 @@ def train_once(
     "Train once inside a window, each epoch a lap."
     model, optimiser, generator = init_run(family, configuration, data, seed, device)
     features, targets = data_tensors(data, 'train', device)
-    loss, precision, start = get_loss(family, data.task), autocast_context(configuration, device), time.perf_counter()
+    loss, autocast, start = get_loss(family, data.task), autocast_context(configuration, device), time.perf_counter()
     work, values = count_parameters(model)*len(targets), []
-    window.skip()
+    window.exclude()
     with fork_seed(seed, device):
         for epoch in range(epochs):
             set_lr(optimiser, configuration, epoch)
-            train_epoch(model, optimiser, loss, features, targets, configuration['batch'], generator, precision)
+            train_epoch(model, optimiser, loss, features, targets, configuration['batch'], generator, autocast)
             window.lap(work)
             if not evaluate: continue
             values.append(evaluate(model))
-            window.skip()
+            window.exclude()
             if time.perf_counter() - start > deadline or go_on and not go_on(values): break
     return model, values
 
@@ -183,7 +183,7 @@ def fit_gbdt_once(
     model = build_model('gbdt', configuration, data).set_params(max_iter=epochs*configuration['trees'], random_state=seed)
     features, targets = data.parts['train']
     with threadpool_limits(threads):
-        window.skip()
+        window.exclude()
         model.fit(features, targets)
         window.lap(float(model.n_iter_*len(targets)*configuration['leaves']))
         values = [evaluate(scores) for scores in staged_scores(model, data, 'validation', configuration['trees'])] if evaluate else []
@@ -208,9 +208,9 @@ def _runner(family, configuration, data, seed, threads, device, judge, deadline,
     if family == 'gbdt':
         return lambda window, epochs, evaluate: fit_gbdt_once(window, configuration, data, epochs, seed, threads, (lambda scores: judge(scores, targets)) if evaluate else None)
     features, _ = data_tensors(data, 'validation', device)
-    precision = autocast_context(configuration, device)
+    autocast = autocast_context(configuration, device)
     return lambda window, epochs, evaluate: train_once(window, family, configuration, data, epochs, seed, device,
-        (lambda model: judge(predict_scores(model, features, precision), targets)) if evaluate else None, deadline, go_on(window) if go_on and evaluate else None)
+        (lambda model: judge(predict_scores(model, features, autocast), targets)) if evaluate else None, deadline, go_on(window) if go_on and evaluate else None)
 
 def _test(family, configuration, model, data, device, judge):
     "Utility on the test part."
@@ -224,12 +224,12 @@ INFERENCE_BATCH = 256 # predictions at a time, where inference is read
 def _predictor(family, configuration, model, data, device):
     "A function that predicts one batch of validation examples."
     features = data.parts['validation'][0]
-    batch, precision = features[np.arange(INFERENCE_BATCH) % len(features)], autocast_context(configuration, device)
+    batch, autocast = features[np.arange(INFERENCE_BATCH) % len(features)], autocast_context(configuration, device)
     if family == 'gbdt': return lambda: model.predict(batch)
     model.eval()
     batch = torch.from_numpy(batch).to(device)
     def predict():
-        with torch.inference_mode(), precision: model(batch)
+        with torch.inference_mode(), autocast: model(batch)
     return predict
 
 def measure_model_inference(
@@ -255,8 +255,8 @@ def train(
     seed:int, # of weights and batches
     meter:Meter,
     repeats:int=2, # the run is read at least so often
-    precision:float=.03, # and until its joules have this relative standard error
-    cap:float=30., # seconds, after which no further repeat is started
+    target_rel_se:float=.03, # and until its joules have this relative standard error
+    max_seconds:float=30., # seconds, after which no further repeat is started
     test:bool=False, # read the test part at the end; for reported fronts only
     threads:int=1, # CPU threads, where the configuration doesn't say
     device:str='cpu',
@@ -270,11 +270,11 @@ def train(
     torch.set_num_threads(threads)
     data, judge = reduce_data(data, configuration.get('shrink', 1), configuration.get('fraction', 1.)), get_metric(data, utility)
     r = Repeats(epochs, family == 'gbdt')
-    run = _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on and (lambda window: metered_stopping_rule(window, go_on, r.judging)))
+    run = _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on and (lambda window: metered_stopping_rule(window, go_on, r.stopping_joules)))
     with r.failing():
-        with meter.window(precision) as window:
+        with meter.window(target_rel_se) as window:
             r.laps = window.laps
             flops = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
-            model = r.until_precise(window, run, epochs, repeats, precision, cap)
+            model = r.until_precise(window, run, epochs, repeats, target_rel_se, max_seconds)
         inference = measure_model_inference(family, configuration, model, data, meter, threads, device) if asked else {}
     return build_run(r, _test(family, configuration, model, data, device, judge) if test else None, count_parameters(model), flops, inference)

@@ -30,56 +30,56 @@ def group_searches(
 
 def search_progress(
     trials:list, # of a study
-    references:dict, # dataset -> reference point
+    ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # dataset, family, strategy, seed, trials, spent, hypervolume
     "Hypervolume of each search after each of its trials."
-    return pd.concat([hypervolume_history(ts, references[key[0]]).assign(**dict(zip(SEARCH_KEY, key))) for key, ts in group_searches(trials).items()], ignore_index=True)
+    return pd.concat([hypervolume_history(ts, ref_points[key[0]]).assign(**dict(zip(SEARCH_KEY, key))) for key, ts in group_searches(trials).items()], ignore_index=True)
 
 # %% ../../nbs/62_report.comparison.ipynb #c10
 def normalise(
     table:pd.DataFrame, # with columns utility and joules
     best:pd.DataFrame, # the best known front
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> np.ndarray: # (n, 2), both to be minimised: 0 at the best known, 1 at the reference point
     "Objectives on the axes of the best known front."
-    worst, ideal = np.array([reference['utility'], math.log10(reference['joules'])]), np.array([best.utility.max(), math.log10(best.joules.min())])
+    worst, ideal = np.array([ref_point['utility'], math.log10(ref_point['joules'])]), np.array([best.utility.max(), math.log10(best.joules.min())])
     return (objectives(table) - ideal)/(worst - ideal)
 
 def indicators_of(
     found:pd.DataFrame, # the front of one search
     best:pd.DataFrame, # the best known front
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> dict: # share, igd_plus, epsilon, coverage
     "How near a front comes to the best known one."
     if found.empty: return dict(share=0., igd_plus=math.nan, epsilon=math.nan, coverage=0.)
-    a, b = normalise(found, best, reference), normalise(best, best, reference)
+    a, b = normalise(found, best, ref_point), normalise(best, best, ref_point)
     reached = (a[:, None] <= b[None] + 1e-12).all(axis=2).any(axis=0)
-    return dict(share=hypervolume(found, reference)/hypervolume(best, reference), igd_plus=float(moocore.igd_plus(a, ref=b)), epsilon=float(moocore.epsilon_additive(a, ref=b)), coverage=float(reached.mean()))
+    return dict(share=hypervolume(found, ref_point)/hypervolume(best, ref_point), igd_plus=float(moocore.igd_plus(a, ref=b)), epsilon=float(moocore.epsilon_additive(a, ref=b)), coverage=float(reached.mean()))
 
 # %% ../../nbs/62_report.comparison.ipynb #c12
 def indicators(
     trials:list, # of a study
-    references:dict, # dataset -> reference point
+    ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # a row for each search: dataset, family, strategy, seed and `indicators_of`
     "How near each search comes to what all searches of its dataset and family found."
-    fronts = {key: beats_reference(pareto_front(trajectory_points(ts)), references[key[0]]) for key, ts in group_searches(trials).items()}
+    fronts = {key: beats_reference(pareto_front(trajectory_points(ts)), ref_points[key[0]]) for key, ts in group_searches(trials).items()}
     best = {group: pareto_front(pd.concat([f for key, f in fronts.items() if key[:2] == group])) for group in dict.fromkeys(key[:2] for key in fronts)}
-    return pd.DataFrame([dict(zip(SEARCH_KEY, key)) | indicators_of(f, best[key[:2]], references[key[0]]) for key, f in fronts.items()])
+    return pd.DataFrame([dict(zip(SEARCH_KEY, key)) | indicators_of(f, best[key[:2]], ref_points[key[0]]) for key, f in fronts.items()])
 
 # %% ../../nbs/62_report.comparison.ipynb #c15
 def attainment_table(
     trials:list, # of a study
-    references:dict, # dataset -> reference point
+    ref_points:dict, # dataset -> reference point
     levels=(25, 50, 75), # per cent of the seeds
 ) -> pd.DataFrame: # dataset, family, strategy, level, utility, joules
     "Attainment surfaces of each strategy over its seeds."
     groups = {}
-    for (*group, seed), ts in group_searches(trials).items(): groups.setdefault(tuple(group), []).append(_with_corner(ts, references[group[0]]))
+    for (*group, seed), ts in group_searches(trials).items(): groups.setdefault(tuple(group), []).append(_with_corner(ts, ref_points[group[0]]))
     return pd.concat([attainment_surfaces(fronts, levels).assign(**dict(zip(SEARCH_KEY, group))) for group, fronts in groups.items()], ignore_index=True)
 
-def _with_corner(trials, reference):
+def _with_corner(trials, ref_point):
     "The front of a search inside the reference point, and that point itself, so that no seed is left out."
-    return np.vstack([objectives(beats_reference(pareto_front(trajectory_points(trials)), reference)), [reference['utility'], math.log10(reference['joules'])]])
+    return np.vstack([objectives(beats_reference(pareto_front(trajectory_points(trials)), ref_point)), [ref_point['utility'], math.log10(ref_point['joules'])]])
 
 def attainment_surfaces(
     fronts:list, # of (n, 2) utility and log10 J
@@ -139,25 +139,25 @@ def comparison_sentence(
 
 # %% ../../nbs/62_report.comparison.ipynb #v01
 def shared_references(
-    references:list, # of the studies: dicts of dataset -> reference point
+    ref_points:list, # of the studies: dicts of dataset -> reference point
 ) -> dict: # dataset -> utility and joules
     "One reference point for each dataset that all studies have."
-    names = [name for name in references[0] if all(name in r for r in references)]
-    if not names: raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in references)}.")
-    return {name: dict(utility=min(r[name]['utility'] for r in references), joules=max(r[name]['joules'] for r in references)) for name in names}
+    names = [name for name in ref_points[0] if all(name in r for r in ref_points)]
+    if not names: raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in ref_points)}.")
+    return {name: dict(utility=min(r[name]['utility'] for r in ref_points), joules=max(r[name]['joules'] for r in ref_points)) for name in names}
 
 def compare_studies(
     studies:dict, # name -> trials and reference points
 ) -> tuple: # a row for each dataset and study: trials, joules, best, hypervolume and `indicators_of`; and `compare_pairs` of the studies, pair by pair of searches
     "Several studies side by side."
-    references, rows = shared_references([r for _, r in studies.values()]), []
-    for name, reference in references.items():
+    ref_points, rows = shared_references([r for _, r in studies.values()]), []
+    for name, ref_point in ref_points.items():
         mine = {study: [t for t in trials if t.dataset == name] for study, (trials, _) in studies.items()}
-        fronts = {study: beats_reference(pareto_front(trajectory_points(ts)), reference) for study, ts in mine.items()}
+        fronts = {study: beats_reference(pareto_front(trajectory_points(ts)), ref_point) for study, ts in mine.items()}
         best = pareto_front(pd.concat(fronts.values()))
         if best.empty: continue
-        rows += [dict(dataset=name, study=study, trials=len(mine[study]), joules=sum(t.spent for t in mine[study]), best=f.utility.max(), hypervolume=hypervolume(f, reference)) | indicators_of(f, best, reference) for study, f in fronts.items()]
-    curves = pd.concat([search_progress([t for t in trials if t.dataset in references], references).assign(study=study) for study, (trials, _) in studies.items()])
+        rows += [dict(dataset=name, study=study, trials=len(mine[study]), joules=sum(t.spent for t in mine[study]), best=f.utility.max(), hypervolume=hypervolume(f, ref_point)) | indicators_of(f, best, ref_point) for study, f in fronts.items()]
+    curves = pd.concat([search_progress([t for t in trials if t.dataset in ref_points], ref_points).assign(study=study) for study, (trials, _) in studies.items()])
     return pd.DataFrame(rows), compare_pairs(curves, 'study', ['dataset'])
 
 def differences(

@@ -57,11 +57,11 @@ def fit_width(
 # %% ../../nbs/64_report.figures.ipynb #c09
 def family_fronts(
     trials:list, # of a study
-    references:dict, # dataset -> reference point
+    ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # the front of each dataset and family, inside the reference point
     "Fronts by family."
     groups = trajectory_points(trials).groupby(['dataset', 'family'], sort=False)
-    return pd.concat([pareto_front(beats_reference(t, references[name])) for (name, _), t in groups], ignore_index=True)[['dataset', 'family', 'utility', 'joules']]
+    return pd.concat([pareto_front(beats_reference(t, ref_points[name])) for (name, _), t in groups], ignore_index=True)[['dataset', 'family', 'utility', 'joules']]
 
 # %% ../../nbs/64_report.figures.ipynb #c09b
 def step_chart(

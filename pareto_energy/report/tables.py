@@ -124,13 +124,13 @@ def on_front(
 
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
-    references:dict, # dataset -> reference point, with the name of the utility
+    ref_points:dict, # dataset -> reference point, with the name of the utility
 ) -> pd.DataFrame: # cheapest first for each dataset, with metric, on_front and `marginal_costs`
     "The reported fronts."
     tables = []
     for name, t in retrained.groupby('dataset', sort=False):
         best = pareto_front(t)
-        tables.append(t.assign(metric=references[name]['metric'], on_front=t.index.isin(best.index)).join(marginal_costs(best)).sort_values('joules'))
+        tables.append(t.assign(metric=ref_points[name]['metric'], on_front=t.index.isin(best.index)).join(marginal_costs(best)).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/60_report.tables.ipynb #c16b
@@ -189,12 +189,12 @@ def knee(
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(
     table:pd.DataFrame, # points of one dataset: family, utility, joules
-    reference:dict, # utility and joules
+    ref_point:dict, # utility and joules
 ) -> pd.DataFrame: # for each family on the front: points, cheapest and dearest (J), range and lost (shares)
     "Which family the front belongs to."
-    good = pareto_front(beats_reference(table, reference))
-    own = pd.Series(np.diff(np.log10([*good.joules, reference['joules']])), good.index)
-    lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]), reference)/hypervolume(good, reference)
+    good = pareto_front(beats_reference(table, ref_point))
+    own = pd.Series(np.diff(np.log10([*good.joules, ref_point['joules']])), good.index)
+    lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]), ref_point)/hypervolume(good, ref_point)
     rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(), range=own[t.index].sum()/own.sum(), lost=lost(f)) for f, t in good.groupby('family')]
     return pd.DataFrame(rows, columns=['family', 'points', 'cheapest', 'dearest', 'range', 'lost']).sort_values('cheapest', ignore_index=True)
 
@@ -240,14 +240,14 @@ def points_by_kind(
 def family_contributions_by_kind(
     trials:list, # of a study
     predictions:float, # in a life
-    references:dict, # dataset -> reference point
+    ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # dataset, kind, hypervolume, and `family_contributions` of each family
     "Who owns the front, by kind of energy."
     tables = []
-    for name, reference in references.items():
+    for name, ref_point in ref_points.items():
         for kind, p in points_by_kind([t for t in trials if t.dataset == name], predictions).items():
             if p.empty: continue
-            corner = dict(utility=reference['utility'], joules=p.joules.max())
+            corner = dict(utility=ref_point['utility'], joules=p.joules.max())
             tables.append(family_contributions(p, corner).assign(dataset=name, kind=kind, hypervolume=hypervolume(p, corner)))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['dataset', 'kind', 'hypervolume', 'family', 'points', 'cheapest', 'dearest', 'range', 'lost'])
 

@@ -17,21 +17,14 @@ from ..models.data import load_dataset
 from ..models.run import Run, TrainingFailed
 from ..models.training import train
 from ..front.log import Trial
+from .settings import TrainingSettings
 from ..search.strategies import SearchTask
 from ..search.trajectory import STRATEGIES, _planned, stopping_rule, can_be_extended
 
 # %% ../../nbs/52_run.tasks.ipynb #p02
-@dataclass(frozen=True)
-class MeasurementSettings:
-    "How a study trains and measures."
-    meter: str = 'codecarbon' # a name in `energy.METERS`
-    device: str = 'cpu'
-    threads: int = 1 # CPU threads, where the configuration doesn't say
-    repeats: int = 2 # a run is read at least so often
-    precision: float = .03 # and until its joules have this relative standard error
-    cap: float = 30. # seconds, after which no further repeat is started
-    utility: str|None = None # as in `datasets.get_metric`
-    deadline: float|None = None # seconds of one run, after which no epoch is started
+@dataclass(kw_only=True)
+class MeasurementSettings(TrainingSettings):
+    "How a study trains and measures, and in whose joules."
     base: ReferenceMachine|None = None # the machine whose joules are meant, where it isn't the one that reads
 
     @property
@@ -93,9 +86,9 @@ def train_trial(
     "Train what a trial says."
     if (here := label_and_machine(protocol)) != (trial.label, trial.machine): raise MeterError(f'The study is {trial.label} on "{trial.machine}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
     p, epochs = protocol, search.epochs if can_be_extended(trial, search) else _planned(trial, search)
-    try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.precision, p.cap, deadline=p.deadline or math.inf, go_on=stopping_rule(search, trial, earlier), **p.training)
+    try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.target_rel_se, p.max_seconds, deadline=p.deadline or math.inf, go_on=stopping_rule(search, trial, earlier), **p.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
-    return 'finished', dict(run=asdict(run), spent=run.spent, origin=trial.origin | dict(joules=trial.origin['joules'] + run.judging))
+    return 'finished', dict(run=asdict(run), spent=run.spent, origin=trial.origin | dict(joules=trial.origin['joules'] + run.stopping_joules))
 
 # %% ../../nbs/52_run.tasks.ipynb #r02
 def retrain(
@@ -120,4 +113,4 @@ def measure_machine_state(
 ): # a reading
     "Read the reference workload, or a second of doing nothing."
     meter = protocol.metered
-    return measure(calibration_workload, meter) if kind == 'reference' else measure_idle(meter, IDLE_SECONDS if meter.tick else 0.)
+    return measure(calibration_workload, meter) if kind == 'reference' else measure_idle(meter, IDLE_SECONDS if meter.update_period else 0.)

@@ -41,12 +41,12 @@ class ImprovementPerJoule(AcquisitionFunction):
     def __init__(self,
         draws:PosteriorSamples,
         trials:list, # finished, and pending ones with what is planned for them
-        reference:tuple, # utility and log10 J
+        ref_point:tuple, # utility and log10 J
         spent:float, # joules so far
     ):
         torch.nn.Module.__init__(self)
-        self.draws, self.trials, self.reference, self.spent = draws, trials, reference, spent
-        self.worst, self.dearest = reference
+        self.draws, self.trials, self.ref_point, self.spent = draws, trials, ref_point, spent
+        self.worst, self.dearest = ref_point
         self.front_cost, self.front_utility = self._front(trials)
 
     def _front(self, trials):
@@ -133,10 +133,10 @@ def expected_return(
 
 def is_worthwhile(
     expected:dict|None, # gain and cost, as in `expected_return`
-    worth:float, # least ratio of the two
+    min_gain_per_cost:float, # least ratio of the two
 ) -> bool:
     "Is the gain worth the cost, or the next 5 % of the energy?"
-    return expected is None or expected['gain'] >= worth*max(expected['cost'], MIN_COST_SHARE)
+    return expected is None or expected['gain'] >= min_gain_per_cost*max(expected['cost'], MIN_COST_SHARE)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t25a
 def _acquisition(search, trials, *running, fitted=None, n=N_SAMPLES):
@@ -144,8 +144,8 @@ def _acquisition(search, trials, *running, fitted=None, n=N_SAMPLES):
     done, failed, pending = of(trials, 'finished', 'failed', 'started')
     draws = sample_posterior(search, done, failed, running, None if fitted is None else of(fitted, 'finished', 'failed'), n)
     spent = sum(t.spent for t in [*trials, *running])
-    reference = search.reference or _inferred(search, draws, done)
-    return ImprovementPerJoule(draws, limit_trials(done) + [*running] + pending, (reference['utility'], math.log10(reference['joules'])), spent)
+    ref_point = search.ref_point or _inferred(search, draws, done)
+    return ImprovementPerJoule(draws, limit_trials(done) + [*running] + pending, (ref_point['utility'], math.log10(ref_point['joules'])), spent)
 
 def _inferred(search, draws, done):
     everywhere = torch.tensor(np.array([search.space.encode(c) for c in sobol_points(search.space, 256)]))

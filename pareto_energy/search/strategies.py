@@ -35,12 +35,12 @@ from ..models.space import Categorical, Space, from_unit, sobol_points as sobol_
 class SearchTask:
     "What a strategy is asked to search."
     space: Space
-    initial: int = 5 # trials before the strategy thinks
+    n_initial: int = 5 # trials before the strategy thinks
     epochs: int = 1 # of the longest run
-    reference: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
+    ref_point: dict|None = None # utility and joules that a model must beat to count; None: what was measured decides
     alpha: float = .15 # weight of the joules of a run against its improvement
-    smooth: float = .6 # least lengthscale of the utility along log epochs, where the longest run is 1
-    worth: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
+    min_epoch_lengthscale: float = .6 # least lengthscale of the utility along log epochs, where the longest run is 1
+    min_gain_per_cost: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
     given: tuple = () # Suggestions that are trained first
     warm: tuple = () # Suggestions of an earlier study, that take turns with the Sobol' points
     earlier: tuple = () # for each dataset of an earlier study, its finished trials: what `trajectory` learns from instead
@@ -145,13 +145,13 @@ def hypervolume_improvement(
     y:torch.Tensor, # (n, 2) utility and -log10 J
     seed:int,
     pending:torch.Tensor|None=None, # (m, d) configurations that are being trained
-    reference:dict|None=None, # utility and joules; None: what was measured decides
+    ref_point:dict|None=None, # utility and joules; None: what was measured decides
 ): # an acquisition function
     "Expected hypervolume improvement, logarithmic and noisy."
-    at = infer_reference_point(y) if reference is None else [reference['utility'], -math.log10(reference['joules'])]
+    at = infer_reference_point(y) if ref_point is None else [ref_point['utility'], -math.log10(ref_point['joules'])]
     return qLogNoisyExpectedHypervolumeImprovement(model, ref_point=at, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
-def scalarised_improvement(model, x, y, seed, pending=None, reference=None):
+def scalarised_improvement(model, x, y, seed, pending=None, ref_point=None):
     "Expected improvement of a random augmented Chebyshev scalarisation."
     return qLogNParEGO(model, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
 
@@ -187,7 +187,7 @@ def with_initial_design(
     initial_design=initial_design, # the same
 ):
     "The initial design, then the strategy."
-    return lambda search, trials, seed: (initial_design if len(trials) < search.initial else strategy)(search, trials, seed)
+    return lambda search, trials, seed: (initial_design if len(trials) < search.n_initial else strategy)(search, trials, seed)
 
 def with_fallback(
     strategy, # function of search, trials and seed, that learns from the trials
@@ -208,7 +208,7 @@ def _bayesian(name, acquisition_of):
         x, y, noise = training_data(search.space, trials)
         under_way = [search.space.encode(t.configuration) for t in trials if t.status == 'started']
         pending = torch.tensor(np.array(under_way)) if under_way else None
-        point = maximise_acquisition(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending, search.reference))
+        point = maximise_acquisition(search.space, acquisition_of(fit_surrogate(search.space, x, y, noise), x, y, seed, pending, search.ref_point))
         return Suggestion(search.space.decode(point.numpy()), name)
     return with_initial_design(with_fallback(strategy))
 

@@ -225,6 +225,6 @@ def sample_posterior(
     before, now = (known[:refit_size(len(known))], lost), ([*done, *running], failed)
     seen = data(*now)
     learned = (None, None) if not known else seen if before == now else data(*before)
-    kinds, examples = ((search.smooth, 1e-8), (MIN_LENGTHSCALE, 1.)), [data([*ts], []) for ts in search.earlier if len(done) < 2*search.initial]
+    kinds, examples = ((search.min_epoch_lengthscale, 1e-8), (MIN_LENGTHSCALE, 1.)), [data([*ts], []) for ts in search.earlier if len(done) < 2*search.n_initial]
     expectations = [[ZeroMean(), *(_expectation(kind, *map(_as_key, example[i])) for example in examples)] for i, kind in enumerate(kinds)]
     return PosteriorSamples(search, inputs, *(bayesian_model_average(*parts, n) for parts in zip(kinds, expectations, learned, seen)), epoch_grid(search.epochs))

@@ -136,13 +136,13 @@ def should_continue(
     "Is the rest of a run worth its energy?"
     epoch = len(running.run['utility'])
     if epoch not in epoch_grid(search.epochs)[:-1]: return True
-    if len(trials) < search.initial and 'expected' not in running.origin: return not exceeds_cost_limit(trials, running.run['joules'])
+    if len(trials) < search.n_initial and 'expected' not in running.origin: return not exceeds_cost_limit(trials, running.run['joules'])
     with seeded_fit(seed*100_003 + len(trials)*101 + epoch):
         so_far = replace(running, status='finished', spent=running.run['joules'][-1])
         try: acquisition = _acquisition(search, trials, so_far)
         except FIT_ERRORS: return True
         rest = acquisition.of_rest(torch.tensor(search.space.encode(running.configuration)), epoch)
-        if not is_worthwhile(expected_return(acquisition, *rest), search.worth*STOP_WORTH_FACTOR): return False
+        if not is_worthwhile(expected_return(acquisition, *rest), search.min_gain_per_cost*STOP_WORTH_FACTOR): return False
         with torch.no_grad(): best = acquisition.scores(candidate_points(search.space, [*trials, so_far], seed)).max()
         return bool(acquisition.per_joule(*rest).max() >= best + math.log(STOP_RIVAL_RATIO))
 
@@ -153,7 +153,7 @@ def stopping_rule(
     earlier:list, # trials of its search
 ): # function of the utilities so far, and of a function that reads the joules so far; or None
     "Whether a run under way should go on."
-    if 'expected' in trial.origin: return _worth_it(search, trial, earlier) if search.worth else None
+    if 'expected' in trial.origin: return _worth_it(search, trial, earlier) if search.min_gain_per_cost else None
     return _short(search, trial, earlier) if can_be_extended(trial, search) else None
 
 def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
