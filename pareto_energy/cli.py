@@ -371,7 +371,7 @@ def preflight(
     usable = spread <= REPEATABLE
     verdict = f"This machine is {'usable' if usable else 'too unsteady'}: energy is {meter.label}, and the reference workload repeats within {100*spread:.1f} % ({100*REPEATABLE:.0f} % are allowed)."
     components = [dict(component=c, source=s, label=SOURCES[s].label, counts=SOURCES[s].counts, min_seconds=SOURCES[s].update_period*update_periods_for(.03)) for c, s in meter.sources.items()]
-    return dict(machine=meter.machine, label=meter.label, components=components, missing=meter.missing, idle_watts=nothing.joules, idle_se=nothing.se,
+    return dict(machine=meter.machine_id, label=meter.label, components=components, missing=meter.missing, idle_watts=nothing.joules, idle_se=nothing.se,
         ref_point=[dict(joules=r.joules, se=r.se, repeats=r.repeats) for r in readings], spread=spread, usable=usable, verdict=verdict)
 
 # %% ../nbs/71_cli.ipynb #m02

@@ -55,7 +55,7 @@ def log_with(home, **changes):
     path = home/'data/smoke/trials.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
     with TrialLog(path) as log:
-        log.append('started', KEY, **dict(configuration={}, origin={}, label='simulated', machine='simulated') | changes)
+        log.append('started', KEY, **dict(configuration={}, origin={}, label='simulated', machine_id='simulated') | changes)
     return path
 
 
@@ -76,7 +76,7 @@ def test_other_label(home):
 
 
 def test_other_machine(home):
-    log_with(home, machine='another machine')
+    log_with(home, machine_id='another machine')
     assert 'was simulated on "another machine"' in complaint('smoke')
 
 

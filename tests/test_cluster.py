@@ -70,7 +70,7 @@ def two_kinds(client):
         from pareto_energy.energy.meter import SimulatedMeter
         from pareto_energy.energy.calibration import calibrated_meter
         calibrated_meter.cache_clear()
-        SimulatedMeter.machine, joules = dict(thrifty=('a thrifty machine', 1e-8), hungry=('a hungry machine', 2e-8), simulated=('simulated', 1e-8))[kind]
+        SimulatedMeter.machine_id, joules = dict(thrifty=('a thrifty machine', 1e-8), hungry=('a hungry machine', 2e-8), simulated=('simulated', 1e-8))[kind]
         SimulatedMeter.end = lambda self: dict(cpu=joules*self.work)
     first, *others = client.scheduler_info(n_workers=-1)['workers']
     client.run(make, 'hungry', workers=[first]), client.run(make, 'thrifty', workers=others)
@@ -80,19 +80,19 @@ def two_kinds(client):
 
 def test_machines_that_are_kept_apart_have_a_study_each(home, smoke, client, two_kinds):
     parameters = smoke | dict(strategies=['random'], families=['logistic'], seeds=[0])
-    hungry, thrifty = sorted(FamilyStudy('apart', **parameters, machine='per-machine').run(client=client), key=lambda study: study.study)
+    hungry, thrifty = sorted(FamilyStudy('apart', **parameters, machine_policy='per-machine').run(client=client), key=lambda study: study.study)
     assert (hungry.study, thrifty.study) == ('apart/a-hungry-machine', 'apart/a-thrifty-machine')
     twice, once = (read_trials(study.log_path) for study in (hungry, thrifty))
-    assert list(twice) == list(once) and {t.machine for t in twice.values()} == {'a hungry machine'}
+    assert list(twice) == list(once) and {t.machine_id for t in twice.values()} == {'a hungry machine'}
     for key, t in once.items(): assert twice[key].run['joules'] == pytest.approx([2*j for j in t.run['joules']])
 
 
 def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, two_kinds):
     parameters = smoke | dict(strategies=['random', 'trajectory'])
-    alone, study = run_study(FamilyStudy('alone', **parameters)), FamilyStudy('calibrated', **parameters, machine='calibrated')
+    alone, study = run_study(FamilyStudy('alone', **parameters)), FamilyStudy('calibrated', **parameters, machine_policy='calibrated')
     together = read_trials(study.run(client=client).log_path)
-    factor = {'a thrifty machine': 1., 'a hungry machine': 2.}[study.base.machine]
-    assert {(t.label, t.machine) for t in together.values()} == {('simulated, calibrated', study.base.machine)}
+    factor = {'a thrifty machine': 1., 'a hungry machine': 2.}[study.base.machine_id]
+    assert {(t.label, t.machine_id) for t in together.values()} == {('simulated, calibrated', study.base.machine_id)}
     for t in alone: assert together[t.key].run['joules'] == pytest.approx([factor*j for j in t.run['joules']]) if t.strategy == 'random' else together[t.key].status == 'finished'
 
 

@@ -85,7 +85,7 @@ def test_the_gpu_that_trains_is_the_one_that_counts(monkeypatch):
     meter = CodeCarbonMeter('cuda')
     meter.finish = lambda work: None
     with meter.window() as window: window.lap()
-    assert window.laps[0].parts['gpu'].joules == 5. and meter.sources['gpu'] == 'nvml' and 'Fake 3' in meter.machine
+    assert window.laps[0].parts['gpu'].joules == 5. and meter.sources['gpu'] == 'nvml' and 'Fake 3' in meter.machine_id
     assert meter.label == 'estimated', 'the CPU beside a measured GPU is still an estimate'
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
     with pytest.raises(RuntimeError, match=r'NVML knows no GPU 1, only \[0, 3\]'): nvml_counter(0)

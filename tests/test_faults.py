@@ -18,7 +18,7 @@ from pareto_energy.front.log import CHECKSUM_SUFFIX, KEY, SCHEMA, TrialLog, read
 from pareto_energy.run.tasks import train_family
 
 ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, n_initial=1)
-CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine='simulated')
+CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine_id='simulated')
 
 
 def hang():
@@ -242,12 +242,12 @@ def test_a_sealed_line_comes_back_or_is_refused(event):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.fixed_dictionaries(dict(event=st.sampled_from(['started', 'finished', 'failed', 'retrained', 'closed', 'interrupted', 'idle', 'x'])), optional={k: JSON for k in (*KEY, 'line', 'configuration', 'origin', 'label', 'machine', 'run', 'spent', 'reason', 'epoch', 'fresh_seed', 'joules')}))
+@given(st.fixed_dictionaries(dict(event=st.sampled_from(['started', 'finished', 'failed', 'retrained', 'search_end', 'interrupted', 'idle', 'x'])), optional={k: JSON for k in (*KEY, 'line', 'configuration', 'origin', 'label', 'machine_id', 'run', 'spent', 'reason', 'epoch', 'fresh_seed', 'joules')}))
 def test_events_that_another_program_wrote_never_crash_the_reader(tmp_path_factory, event):
     path = tmp_path_factory.mktemp('log')/'trials.jsonl'
     path.write_bytes(encode_line(event | dict(schema=SCHEMA)) + b'\n')
     contents = read_log(path)
-    assert len(contents.damage) + len(contents.trials) + len(contents.machine) == 1
+    assert len(contents.damage) + len(contents.trials) + len(contents.machine_events) == 1
 
 
 def test_a_hundred_thousand_harmed_logs_tell_no_false_trial(tmp_path):

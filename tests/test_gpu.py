@@ -30,7 +30,7 @@ def run(meter, family='mlp', device=DEVICE, **changes):
 def test_the_counter_of_the_gpu_is_read(meter):
     a = torch.randn(2048, 2048, device=DEVICE)
     reading = measure(lambda: a @ a, meter, target=.05)
-    assert meter.sources['gpu'] == 'nvml' and torch.cuda.get_device_name() in meter.machine
+    assert meter.sources['gpu'] == 'nvml' and torch.cuda.get_device_name() in meter.machine_id
     assert 0 < reading.se < .1*reading.joules and reading.parts['gpu'].joules > reading.parts['cpu'].joules
 
 
@@ -62,5 +62,5 @@ def test_a_study_on_the_gpu(home, smoke):
     study = FamilyStudy('gpu', **smoke | dict(families=['mlp'], strategies=['trajectory'], seeds=[0], meter='codecarbon', device=DEVICE, deadline=60., max_seconds=1., front_points=1, fresh_seeds=1, ref_joules=1e4))
     trials = run_study(study)
     assert [t.status for t in trials] == ['finished']*4 and {s for t in trials for s in t.run['sources'].values()} == {'nvml', 'cpu_time', 'constant'}
-    assert 'NVIDIA' in trials[0].machine and sum(len(t.retrained) for t in trials) == 1
+    assert 'NVIDIA' in trials[0].machine_id and sum(len(t.retrained) for t in trials) == 1
     assert run_study(study) == trials

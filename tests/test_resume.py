@@ -134,7 +134,7 @@ def test_a_configuration_that_always_kills_is_given_up(home, smoke):
     study.log_path.parent.mkdir(parents=True)
     with TrialLog(study.log_path) as log:
         for _ in range(MAX_ATTEMPTS):
-            log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin={}, label='simulated', machine='simulated')
+            log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin={}, label='simulated', machine_id='simulated')
     trial, = run_study(study)
     assert (trial.status, trial.attempts) == ('failed', MAX_ATTEMPTS) and 'process died' in trial.reason
 
@@ -187,6 +187,6 @@ def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke
     for n in (3, 4): run_study(replace(study, trials=n))
     assert not any('reference workload' in str(w.message) for w in recwarn), 'the same machine'
     events = [decode_line(line) for line in study.log_path.read_bytes().splitlines()]
-    study.log_path.write_bytes(b''.join(encode_line(e | dict(joules=1.) if e['event'] == 'reference' else e) + b'\n' for e in events))
+    study.log_path.write_bytes(b''.join(encode_line(e | dict(joules=1.) if e['event'] == 'calibration' else e) + b'\n' for e in events))
     with pytest.warns(UserWarning, match='The reference workload takes 0.00 times the joules'): run_study(replace(study, trials=5))
-    assert [r['joules'] == 1. for r in read_machine(study.log_path, 'reference')] == [True, True, False], 'at the start, and whenever the study goes on'
+    assert [r['joules'] == 1. for r in read_machine(study.log_path, 'calibration')] == [True, True, False], 'at the start, and whenever the study goes on'

@@ -7,11 +7,11 @@ ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9
 
 
 def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
-    study = FamilyStudy('closed', **smoke | ONE, min_gain_per_cost=1e9)
+    study = FamilyStudy('search_end', **smoke | ONE, min_gain_per_cost=1e9)
     trials = run_study(study)
     assert len(trials) == study.n_initial and all(t.status == 'finished' for t in trials)
-    end = trials[-1].closed
-    assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.closed for t in trials[:-1])
+    end = trials[-1].search_end
+    assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.search_end for t in trials[:-1])
     assert is_complete(study, read_trials(study.log_path)) and study_status(study)['datasets']['digits']['of'] == study.n_initial
     before = study.log_path.read_bytes()
     assert total_joules(run_study(study)) == total_joules(trials) and study.log_path.read_bytes() == before

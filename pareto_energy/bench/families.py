@@ -29,7 +29,7 @@ def sweep_run(
     "A family on a dataset, all the data, the test part read at the end."
     configuration, data = DEFAULTS[family] | changes, load_dataset(name)
     runs = [train(family, configuration, data, SWEEP_EPOCHS.get(name, 30), seed, meter, repeats=1, test=True) for seed in range(seeds)]
-    return dict(dataset=name, family=family, configuration=configuration, seeds=seeds, examples=len(data.parts['test'][1]), test=float(np.mean([r.test for r in runs])), label=meter.label, machine=meter.machine,
+    return dict(dataset=name, family=family, configuration=configuration, seeds=seeds, examples=len(data.parts['test'][1]), test=float(np.mean([r.test for r in runs])), label=meter.label, machine=meter.machine_id,
         **{k: getattr(runs[0], k) for k in ('utility', 'joules', 'seconds', 'parameters', 'flops')})
 
 # %% ../../nbs/83_bench.families.ipynb #z02

@@ -70,5 +70,5 @@ def validate_gpu_counter(
     try: whole = _window_of(meter, work, lambda n, start: time.perf_counter() - start < 10)[1]
     finally: codecarbon = _tracker().stop_task('validation').gpu_energy*JOULES_PER_KWH
     gpu = whole.parts['gpu'].joules
-    return dict(machine=meter.machine, versions=library_versions(), ticks=update_periods(nvml_counter(int((device.split(':') + ['0'])[1]))), seconds=whole.seconds, nvml=gpu, codecarbon=codecarbon, cpu_share=1 - gpu/whole.joules,
+    return dict(machine=meter.machine_id, versions=library_versions(), ticks=update_periods(nvml_counter(int((device.split(':') + ['0'])[1]))), seconds=whole.seconds, nvml=gpu, codecarbon=codecarbon, cpu_share=1 - gpu/whole.joules,
         scatter=measure_scatter(meter, work, windows, repeats), linearity=measure_linearity(meter, work, (50, 100, 200, 400, 800, 1600)))

@@ -172,7 +172,7 @@ def _made_up_trial(key, size, rng):
     joules = epochs*.01*(size + 1)*c['width']**.7*c['depth']/c['batch']**.5*(1 + .02*rng.normal())
     run = dict(utility=utility.round(5).tolist(), joules=joules.tolist(), se=(.01*joules).tolist(), seconds=joules[-1]/4, parameters=100*c['width']*c['depth'], flops=1e6*c['width'], repeats=2,
         inference=dict(joules=.001*c['width'], se=1e-5, spent=.1), interference=dict(others=0., stolen=0.))
-    claim = dict(configuration=c, origin=origin, label='simulated', machine='simulated')
+    claim = dict(configuration=c, origin=origin, label='simulated', machine_id='simulated')
     yield dict(event='started', **key, **claim)
     yield dict(event='finished', **key, **claim, run=run, spent=2*joules[-1])
 

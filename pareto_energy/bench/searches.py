@@ -145,7 +145,7 @@ def train_all(
     def one(configuration):
         run = train(family, DEFAULTS[family] | configuration, data, epochs, seed, meter, repeats=1)
         return dict(configuration=configuration, joules=round(run.joules[-1]/epochs, 6), utility=[round(u, 4) for u in run.utility])
-    return dict(label=meter.label, machine=meter.machine, runs=[one(dict(zip(space, values))) for values in itertools.product(*(p.options for p in space.values()))])
+    return dict(label=meter.label, machine=meter.machine_id, runs=[one(dict(zip(space, values))) for values in itertools.product(*(p.options for p in space.values()))])
 
 def own_table(
     folder:Path, # with the runs of each seed

@@ -25,7 +25,7 @@ def folder_name(
 @dataclass(frozen=True)
 class ReferenceMachine:
     "The machine whose joules a study is in."
-    machine: str
+    machine_id: str
     label: str # of its readings
     joules: float # of the reference workload
     se: float
@@ -33,7 +33,7 @@ class ReferenceMachine:
 def measure_machine(meter:Meter) -> ReferenceMachine:
     "Read the reference workload on this machine."
     reading = measure(calibration_workload, meter)
-    return ReferenceMachine(meter.machine, meter.label, reading.joules, reading.se)
+    return ReferenceMachine(meter.machine_id, meter.label, reading.joules, reading.se)
 
 # %% ../../nbs/15_energy.calibration.ipynb #m02
 class CalibratedMeter(Meter):
@@ -42,15 +42,15 @@ class CalibratedMeter(Meter):
         meter:Meter, # of this machine
         base:ReferenceMachine, # that other one
     ):
-        own = base if meter.machine == base.machine else measure_machine(meter)
-        if own.label != base.label: raise MeterError(f'Joules of "{base.machine}" are {base.label}, those of "{own.machine}" are {own.label}: no factor leads from one to the other. Keep the machines apart (machine_policy: per-machine).')
+        own = base if meter.machine_id == base.machine_id else measure_machine(meter)
+        if own.label != base.label: raise MeterError(f'Joules of "{base.machine_id}" are {base.label}, those of "{own.machine_id}" are {own.label}: no factor leads from one to the other. Keep the machines apart (machine_policy: per-machine).')
         self.meter, self.base, self.sources, self.factor = meter, base, meter.sources, base.joules/own.joules
         self.scale_se = 0. if own is base else math.hypot(base.se/base.joules, own.se/own.joules)
 
     @property
     def label(self): return f'{self.base.label}, calibrated'
     @property
-    def machine(self): return self.base.machine
+    def machine_id(self): return self.base.machine_id
     @property
     def update_period(self): return self.meter.update_period
     def finish(self, work): self.meter.finish(work)

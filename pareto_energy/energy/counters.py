@@ -204,7 +204,7 @@ class CodeCarbonMeter(Meter):
         self.begin()
 
     @property
-    def machine(self): return machine_id(*(c.device._gpu_name for c in self.counters if c.component == 'gpu'))
+    def machine_id(self): return machine_id(*(c.device._gpu_name for c in self.counters if c.component == 'gpu'))
 
     @property
     def update_period(self): # that of the CPU clock is a microsecond for this process itself
@@ -291,5 +291,5 @@ def describe_meter(
     "Describe a meter by what it is and by what it reads."
     nothing, readings = measure_idle(meter, .2), {k: measure(lambda: calibration_workload(k), meter) for k in sizes}
     rows = [dict(products=k, joules=r.joules, se=r.se, seconds=r.seconds, ram_joules=r.ram_joules, repeats=r.repeats) for k, r in readings.items()]
-    return dict(machine=meter.machine, versions=library_versions(), label=meter.label, sources=meter.sources, core_watts=getattr(meter, 'watts', None),
+    return dict(machine=meter.machine_id, versions=library_versions(), label=meter.label, sources=meter.sources, core_watts=getattr(meter, 'watts', None),
         idle_watts=nothing.joules, idle_se=nothing.se, missing=getattr(meter, 'missing', {}), rows=rows)

@@ -207,7 +207,7 @@ class Meter:
     @property
     def label(self): return weakest_label(self.sources)
     @property
-    def machine(self): return machine_id()
+    def machine_id(self): return machine_id()
     @property
     def update_period(self): return max(SOURCES[s].update_period for s in self.sources.values()) # seconds
     def window(self, target_rel_se=.03): return Window(self, target_rel_se)
@@ -217,7 +217,7 @@ class Meter:
 
 class SimulatedMeter(Meter):
     "Ten nanojoules a multiply-add, by formula."
-    sources, machine = dict(cpu='formula'), 'simulated'
+    sources, machine_id = dict(cpu='formula'), 'simulated'
     def begin(self): self.work = 0.
     def finish(self, work): self.work += work
     def end(self): return dict(cpu=1e-8*self.work)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_ATTEMPTS', 'MACHINE_EVENTS', 'KEY', 'SCHEMA', 'CHECKSUM_SUFFIX', 'NUMBER', 'TYPES', 'START_FIELDS',
-           'READING_FIELDS', 'FIELDS', 'OTHER_VERSION', 'RESERVE', 'Trial', 'encode_line', 'decode_line', 'check_event',
-           'check_run', 'check_possible', 'apply_event', 'LogState', 'read_log', 'describe_damage', 'read_trials',
-           'machine_readings', 'read_machine', 'read_study', 'quarantine', 'append_line', 'append_at_last',
-           'active_writers', 'TrialLog', 'check_same_source']
+           'READING_FIELDS', 'FIELDS', 'FORMER_SCHEMAS', 'EVENT_ALIASES', 'RUN_ALIASES', 'SOURCE_ALIASES',
+           'DTYPE_FAMILIES', 'OTHER_VERSION', 'RESERVE', 'Trial', 'encode_line', 'decode_line', 'check_event',
+           'check_run', 'in_current_words', 'check_possible', 'apply_event', 'LogState', 'read_log', 'describe_damage',
+           'read_trials', 'machine_readings', 'read_machine', 'read_study', 'quarantine', 'append_line',
+           'append_at_last', 'active_writers', 'TrialLog', 'check_same_source']
 
 # %% ../../nbs/30_front.log.ipynb #imp
 import itertools, json, os, re, shutil, socket, warnings, zlib
@@ -21,7 +22,7 @@ from ..core import is_read_only, study_path, write_text
 
 # %% ../../nbs/30_front.log.ipynb #c06
 MAX_ATTEMPTS = 5
-MACHINE_EVENTS = ('reference', 'idle')
+MACHINE_EVENTS = ('calibration', 'idle')
 KEY = ('dataset', 'family', 'strategy', 'seed', 'number')
 
 @dataclass
@@ -35,13 +36,13 @@ class Trial:
     configuration: dict
     origin: dict # what suggested the configuration, with its seconds and joules
     label: str # of the energy
-    machine: str
+    machine_id: str
     status: str = 'started' # 'started', 'finished' or 'failed'
     run: dict = field(default_factory=dict) # a `training.Run` when finished
     reason: str = '' # when failed
     spent: float = 0. # joules of all repeats
     attempts: int = 1
-    closed: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
+    search_end: dict = field(default_factory=dict) # where the search ended after this trial: gain and cost that were expected of the next, joules of asking
     retrained: list = field(default_factory=list) # by fresh seeds, in their order: epoch, fresh_seed, utility on the validation part, test, joules, inference (joules per 1,000 predictions), and after how many trials of the dataset
 
     @property
@@ -52,7 +53,7 @@ class Trial:
     def cost(self): return self.spent + self.origin.get('joules', 0.) # joules of training, and of asking for it
 
 # %% ../../nbs/30_front.log.ipynb #s02
-SCHEMA, CHECKSUM_SUFFIX = 2, b', "check": "%08x"}'
+SCHEMA, CHECKSUM_SUFFIX = 3, b', "check": "%08x"}'
 
 def encode_line(
     event:dict,
@@ -71,11 +72,11 @@ def decode_line(
 
 # %% ../../nbs/30_front.log.ipynb #s05
 NUMBER = (int, float)
-TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=int, configuration=dict, origin=dict, label=str, machine=str, run=dict, spent=NUMBER, reason=str,
+TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=int, configuration=dict, origin=dict, label=str, machine_id=str, run=dict, spent=NUMBER, reason=str,
     epoch=int, fresh_seed=int, after=int, joules=NUMBER, se=NUMBER, repeats=int)
-START_FIELDS = ('configuration', 'origin', 'label', 'machine') # what a trial's start says
+START_FIELDS = ('configuration', 'origin', 'label', 'machine_id') # what a trial's start says
 READING_FIELDS = ('after', 'joules', 'se', 'repeats')
-FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'), retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), closed=('joules',), ref_point=READING_FIELDS, idle=READING_FIELDS)
+FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'), retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), search_end=('joules',), calibration=READING_FIELDS, idle=READING_FIELDS)
 
 def check_event(
     event:dict, # a line's content
@@ -97,6 +98,30 @@ def check_run(
     except (KeyError, TypeError, ValueError) as e: raise ValueError('has a run without utility, joules and se') from e
     whole = utility.ndim == 1 and 0 < len(utility) and utility.shape == joules.shape == se.shape and isinstance(run.get('repeats'), int)
     if not whole or not np.isfinite(utility).all() or not np.isfinite(joules).all() or joules[0] <= 0 or (np.diff(joules) < 0).any(): raise ValueError('has a run whose epochs make no trajectory')
+
+# %% ../../nbs/30_front.log.ipynb #w02
+FORMER_SCHEMAS = (2,)
+EVENT_ALIASES = dict(reference='calibration', closed='search_end')
+RUN_ALIASES = dict(judging='stopping_joules', disturbance='interference')
+SOURCE_ALIASES = {'trajectory: light thought': 'trajectory: cheap suggestion',
+    'sobol: thinking would go over its budget': 'sobol: suggestions are over their budget'}
+DTYPE_FAMILIES = ('logistic', 'svm', 'mlp', 'cnn', 'resnet', 'gru', 'transformer') # whose hyper-parameter dtype was called precision
+
+def _renamed(d, aliases): return {aliases.get(k, k): v for k, v in d.items()}
+
+def in_current_words(
+    event:dict, # of a former schema
+) -> dict:
+    "An event with today's names."
+    event = _renamed(event, dict(machine='machine_id'))
+    event['event'] = EVENT_ALIASES.get(event.get('event'), event.get('event'))
+    if isinstance(event.get('run'), dict): event['run'] = _renamed(event['run'], RUN_ALIASES)
+    if isinstance(event.get('origin'), dict): event['origin'] = _current_origin(event['origin'])
+    if event.get('family') in DTYPE_FAMILIES and isinstance(event.get('configuration'), dict):
+        event['configuration'] = _renamed(event['configuration'], dict(precision='dtype'))
+    return event
+
+def _current_origin(origin): return origin | ({'source': SOURCE_ALIASES.get(origin['source'], origin['source'])} if 'source' in origin else {})
 
 # %% ../../nbs/30_front.log.ipynb #c09
 def check_possible(
@@ -120,7 +145,7 @@ def apply_event(
     fields, old = {k: v for k, v in event.items() if k not in ('schema', 'line', 'event')}, trials.get(key)
     if kind in ('started', 'finished', 'failed'): trials[key] = _next(old, kind, fields)
     elif kind == 'interrupted': old.attempts, old.spent = old.attempts - 1, old.spent + fields['spent']
-    elif kind == 'closed': old.closed = {k: v for k, v in fields.items() if k not in KEY}
+    elif kind == 'search_end': old.search_end = {k: v for k, v in fields.items() if k not in KEY}
     else: insort(old.retrained, {k: v for k, v in fields.items() if k not in KEY} | dict(after=_ended(trials, old.dataset)), key=lambda r: (r['epoch'], r['fresh_seed']))
 
 def _ended(trials, dataset): return sum(t.dataset == dataset and t.status != 'started' for t in trials.values())
@@ -129,14 +154,14 @@ def _next(old, kind, fields):
     "A trial after its start or its end; what was burnt before still counts."
     if not old: return Trial(**fields, status=kind)
     fields['spent'] = fields.get('spent', 0.) + old.spent
-    return Trial(**fields, status=kind, attempts=old.attempts + (kind == 'started'), closed=old.closed)
+    return Trial(**fields, status=kind, attempts=old.attempts + (kind == 'started'), search_end=old.search_end)
 
 # %% ../../nbs/30_front.log.ipynb #l02
 @dataclass
 class LogState:
     "What a log tells."
     trials: dict = field(default_factory=dict) # key -> Trial, in the order of their start
-    machine: list = field(default_factory=list) # events of the machine itself
+    machine_events: list = field(default_factory=list) # events of the machine itself
     damage: dict = field(default_factory=dict) # number of a damaged line -> what is wrong with it
     seen: set = field(default_factory=set) # hashes of the intact lines
     lines: int = 0 # damaged or not
@@ -151,10 +176,11 @@ class LogState:
         except (ValueError, TypeError, RecursionError) as e: self.damage[self.lines] = str(e)
 
     def _happen(self, event, mark):
-        if event.get('schema') != SCHEMA: raise RuntimeError(f"Line {self.lines} of the log {OTHER_VERSION.format(event.get('schema'))}")
+        if event.get('schema') in FORMER_SCHEMAS: event = in_current_words(event)
+        elif event.get('schema') != SCHEMA: raise RuntimeError(f"Line {self.lines} of the log {OTHER_VERSION.format(event.get('schema'))}")
         check_event(event)
         if mark in self.seen: raise ValueError('repeats an earlier line')
-        if event['event'] in MACHINE_EVENTS: self.machine.append(event)
+        if event['event'] in MACHINE_EVENTS: self.machine_events.append(event)
         else: apply_event(self.trials, event)
         self.seen.add(mark)
         self.last = max(self.last, event['line'])
@@ -198,7 +224,7 @@ def machine_readings(
 
 def read_machine(path:Path, kind:str) -> list:
     "The readings of the machine itself in a log."
-    return machine_readings(read_log(path).machine, kind)
+    return machine_readings(read_log(path).machine_events, kind)
 
 def read_study(
     study:str,
@@ -331,7 +357,7 @@ class TrialLog:
         with self.lock: self.refresh()
 
     def append(self,
-        event:str, # 'started', 'finished', 'failed', 'interrupted', 'retrained', 'closed', 'reference' or 'idle'
+        event:str, # 'started', 'finished', 'failed', 'interrupted', 'retrained', 'search_end', 'calibration' or 'idle'
         key:tuple, # of the trial; () for the machine
         **fields,
     ):
@@ -371,5 +397,5 @@ def check_same_source(
 ):
     "Refuse to mix labels or machines."
     for t in trials:
-        if (t.label, t.machine) != (label, machine):
-            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name, or keep machines apart from the start (machine_policy: per-machine).')
+        if (t.label, t.machine_id) != (label, machine):
+            raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine_id}", but this meter is {label} on "{machine}": a study holds one label and one machine, so give this one another name, or keep machines apart from the start (machine_policy: per-machine).')

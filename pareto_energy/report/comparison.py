@@ -164,7 +164,7 @@ def differences(
     studies:dict, # name -> trials and reference points
 ) -> str: # empty where they may be compared
     "What keeps joules of several studies from being compared."
-    of = {study: (trials[0].label, trials[0].machine) for study, (trials, _) in studies.items() if trials}
+    of = {study: (trials[0].label, trials[0].machine_id) for study, (trials, _) in studies.items() if trials}
     if len(set(of.values())) < 2: return ''
     return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"' for study, (label, machine) in of.items()) + '. Utilities can.'
 

@@ -25,7 +25,7 @@ def trials_table(
 
 def _row(t):
     last = dict(epochs=len(t.run['utility']), utility=t.run['utility'][-1], joules=t.run['joules'][-1], se=t.run['se'][-1], seconds=t.run['seconds'], parameters=t.run.get('parameters')) if t.status == 'finished' else {}
-    return dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin['source']) | {f'configuration.{k}': v for k, v in t.configuration.items()} | last | dict(spent=t.spent, label=t.label, machine=t.machine)
+    return dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin['source']) | {f'configuration.{k}': v for k, v in t.configuration.items()} | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)
 
 # %% ../../nbs/66_report.export.ipynb #c01
 def emissions_table(
@@ -44,7 +44,7 @@ def _emissions(t, grams_per_kwh, country, project):
     by_component = {f'{c}_energy': parts[c]/JOULES_PER_KWH for c in ('cpu', 'gpu') if c in parts}
     kilograms = whole['grams']/1000
     return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}', duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **by_component,
-        ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=whole['kwh'], country_iso_code=country, cpu_model=t.machine, pue=1)
+        ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=whole['kwh'], country_iso_code=country, cpu_model=t.machine_id, pue=1)
 
 # %% ../../nbs/66_report.export.ipynb #m01
 def emissions_block(
@@ -96,7 +96,7 @@ def to_optuna(
     for t in trials:
         done = t.status == 'finished'
         study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions, state=TrialState.COMPLETE if done else TrialState.FAIL,
-            values=[t.run['utility'][-1], t.run['joules'][-1]] if done else None, user_attrs=dict(trial=t.name, label=t.label, machine=t.machine, reason=t.reason, **space.fixed)))
+            values=[t.run['utility'][-1], t.run['joules'][-1]] if done else None, user_attrs=dict(trial=t.name, label=t.label, machine=t.machine_id, reason=t.reason, **space.fixed)))
     return study
 
 def to_ax(
@@ -131,7 +131,7 @@ def log_to_mlflow(
     for t in trials:
         with mlflow.start_run(run_name=t.name):
             mlflow.log_params(t.configuration)
-            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=t.label, machine=t.machine))
+            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=t.label, machine=t.machine_id))
             for epoch, (utility, joules) in enumerate(zip(t.run.get('utility', []), t.run.get('joules', [])), 1): mlflow.log_metrics(dict(utility=utility, joules=joules), step=epoch)
             mlflow.end_run(MLFLOW_STATUS[t.status])
 
@@ -160,4 +160,4 @@ def _cards(study, trials, country):
     path = study_path(study)/'front.csv'
     if not path.exists(): raise FileNotFoundError(f'No front in {path}: let the study end first.')
     table = pd.read_csv(path)
-    return '\n'.join(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n' + emissions_block(row, trials[0].label, trials[0].machine, country) for name, rows in table[table.on_front].groupby('dataset', sort=False) for row in rows.itertuples())
+    return '\n'.join(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n' + emissions_block(row, trials[0].label, trials[0].machine_id, country) for name, rows in table[table.on_front].groupby('dataset', sort=False) for row in rows.itertuples())

@@ -266,8 +266,8 @@ def expected_returns(
     trials:list, # of a study
 ) -> pd.DataFrame: # a row for each search that plans: dataset, family, strategy, seed, trials, ended, gain of the next run that was thought of last, and its cost as a share of the search's joules
     "What planned searches expected."
-    last = {t.key[:-1]: t for t in trials if t.closed or t.origin.get('expected')}
-    rows = [dict(zip(KEY, key), trials=t.number + 1, ended=bool(t.closed), **{k: (t.closed or t.origin['expected'])[k] for k in ('gain', 'cost')}) for key, t in last.items()]
+    last = {t.key[:-1]: t for t in trials if t.search_end or t.origin.get('expected')}
+    rows = [dict(zip(KEY, key), trials=t.number + 1, ended=bool(t.search_end), **{k: (t.search_end or t.origin['expected'])[k] for k in ('gain', 'cost')}) for key, t in last.items()]
     return pd.DataFrame(rows, columns=[*KEY[:-1], 'trials', 'ended', 'gain', 'cost'])
 
 # %% ../../nbs/60_report.tables.ipynb #c31
@@ -281,5 +281,5 @@ def energy_breakdown(
     training = lambda chosen: sum(t.run['joules'][-1] for t in done if chosen(t))
     rows = {'training, on the front': training(lambda t: t.key in good), 'training, ended early': training(lambda t: t.key not in good and early(t)), 'training, off the front': training(lambda t: t.key not in good and not early(t)),
         'repeats': sum(t.spent for t in done) - training(lambda t: True), 'inference': sum(t.run.get('inference', {}).get('spent', 0.) for t in done), 'failed': sum(t.spent for t in failed),
-        'suggestions': sum(t.origin.get('joules', 0.) + t.closed.get('joules', 0.) for t in trials), 'retraining': sum(r['spent'] for t in trials for r in t.retrained)}
+        'suggestions': sum(t.origin.get('joules', 0.) + t.search_end.get('joules', 0.) for t in trials), 'retraining': sum(r['spent'] for t in trials for r in t.retrained)}
     return pd.DataFrame(dict(purpose=list(rows), joules=list(rows.values())))

@@ -81,7 +81,7 @@ class StudySettings(TrainingSettings):
     n_initial: int = setting('space-filling trials of each search before its strategy decides', _positive_integer)
     epochs: int = setting('length of the longest trajectory', _positive_integer)
     ranges: dict = setting('family or all -> parameter -> [low, high], the options, or one value', _mapping, {})
-    ref_joules: float = setting('energy of the reference point: models that take more do not count', _positive, 100.)
+    ref_joules: float|None = setting('energy of the reference point: models that take more do not count', _optional(_positive), 100.)
     ref_utility: float|None = setting('utility of the reference point: worse models do not count; by default that of the best constant answer', _optional(_below_one), None)
     front_points: int = setting("of each dataset's front, trained again", _positive_integer, 6, fixed=False)
     fresh_seeds: int = setting('for each of them', _positive_integer, 5, fixed=False)

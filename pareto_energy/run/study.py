@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from ..core import output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
@@ -32,6 +32,7 @@ from .executors import SubprocessExecutor, DaskExecutor, WorkerDied, InProcessEx
 from .tasks import MeasurementSettings, suggest, preload_data, read_reference_machine, measure_machine_state, retrain, label_and_machine, train_family, train_trial
 
 # %% ../../nbs/53_run.study.ipynb #c06
+@dataclass
 class FamilyStudy(StudySettings):
     "A study of families of models: its settings, and what follows from them."
     training = staticmethod(train_family) # what trains a trial
@@ -141,8 +142,8 @@ def trial_job(
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= MAX_ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggestion_step(study.protocol, search, strategy, seed, earlier))
-    if not old and number >= search.n_initial and not is_worthwhile(origin.get('expected'), study.min_gain_per_cost): return log.append('closed', earlier[-1].key, **origin['expected'], joules=origin['joules'])
-    log.append('started', key, configuration=configuration, origin=origin, **dict(zip(('label', 'machine'), source)))
+    if not old and number >= search.n_initial and not is_worthwhile(origin.get('expected'), study.min_gain_per_cost): return log.append('search_end', earlier[-1].key, **origin['expected'], joules=origin['joules'])
+    log.append('started', key, configuration=configuration, origin=origin, **dict(zip(('label', 'machine_id'), source)))
     try: event, what = yield train_trial, study.protocol, study.training, log.trials[key], search, earlier
     except WorkerDied as e: event, what = 'failed', dict(reason=e.reason, spent=e.spent)
     except (KeyboardInterrupt, MeterError) as e:
@@ -181,7 +182,7 @@ def search_ended(
     trials, # of one search
 ) -> bool:
     "Has a search closed, or used up its joules?"
-    if any(t.closed for t in trials): return True
+    if any(t.search_end for t in trials): return True
     return study.max_joules is not None and sum(t.cost for t in trials) >= study.max_joules
 
 def is_pending(
@@ -225,7 +226,7 @@ def _retrained_points(trials, seeds):
 def reading_job(
     study:FamilyStudy,
     log:TrialLog, # held by this process
-    kind:str, # 'reference' or 'idle'
+    kind:str, # 'calibration' or 'idle'
 ): # a generator, as `trial_job`
     "Read the machine itself."
     reading = yield measure_machine_state, study.protocol, kind
@@ -234,7 +235,7 @@ def reading_job(
 def calibration_due(study:FamilyStudy, log:TrialLog) -> bool:
     "Is it time for the reference workload?"
     after = _ended(log)
-    return after % study.calibration_every == 0 and after not in [r['after'] for r in machine_readings(log.contents.machine, 'reference')]
+    return after % study.calibration_every == 0 and after not in [r['after'] for r in machine_readings(log.contents.machine_events, 'calibration')]
 
 def _ended(log): return sum(t.status != 'started' for t in log.trials.values())
 
@@ -262,7 +263,7 @@ def trial_jobs(
         mine = cache(lambda search: held.enter_context(log.claimed('/'.join(map(str, search)))))
         for key in keys if slots == 1 else sorted(keys, key=lambda key: key[-1]):
             if not is_pending(study, log.trials, key) or not mine(key[:-1]) or not is_pending(study, log.trials, key): continue
-            if calibration_due(study, log): yield reading_job(study, log, 'reference')
+            if calibration_due(study, log): yield reading_job(study, log, 'calibration')
             yield trial_job(study, log, key, source)
 
 def retraining_jobs(study, log, source, slots):
@@ -370,16 +371,16 @@ def _run_rest(study, join, client, watch, workers):
                     yield job
         def run(jobs):
             with closing(watched(jobs)) as seen: run_jobs(seen, place, stopping)
-        earlier = [] if join else machine_readings(log.contents.machine, 'reference')
-        run(reading_job(study, log, kind) for kind in ('reference', 'idle') if kind == 'idle' or earlier)
-        now = machine_readings(log.contents.machine, 'reference')
+        earlier = [] if join else machine_readings(log.contents.machine_events, 'calibration')
+        run(reading_job(study, log, kind) for kind in ('calibration', 'idle') if kind == 'idle' or earlier)
+        now = machine_readings(log.contents.machine_events, 'calibration')
         if 0 < len(earlier) < len(now): check_machine_speed(earlier, now[-1])
         for left, jobs in ((pending_trials, trial_jobs), (pending_retraining, retraining_jobs)):
             while left(study, log.trials) and not stopping():
                 before = log.size
                 run(jobs(study, log, source, place.slots))
                 if log.size == before: time.sleep(.2); log.reread()
-        if not stopping(): run(reading_job(study, log, kind) for kind in ('reference', 'idle') if kind == 'idle' or calibration_due(study, log))
+        if not stopping(): run(reading_job(study, log, kind) for kind in ('calibration', 'idle') if kind == 'idle' or calibration_due(study, log))
         watch(list(log.trials.values()))
     if stopping() and not is_complete(study, log.trials): raise StudyStopped(f'{_ended(log)} of {len(study.searches)*study.trials} trials are recorded: start the study {study.study} again to go on.')
 
@@ -388,7 +389,7 @@ def total_joules(
     trials, # of a study
 ) -> float: # joules
     "All joules in a log: training and its repeats, inference, suggestions, retraining."
-    return sum(t.cost + t.run.get('inference', {}).get('spent', 0.) + t.closed.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
+    return sum(t.cost + t.run.get('inference', {}).get('spent', 0.) + t.search_end.get('joules', 0.) + sum(r['spent'] for r in t.retrained) for t in trials)
 
 def study_status(
     study:FamilyStudy,

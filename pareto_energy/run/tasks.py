@@ -34,7 +34,7 @@ class MeasurementSettings(TrainingSettings):
 
 def label_and_machine(protocol:MeasurementSettings) -> tuple: # label and machine
     "What is read here, and where that is."
-    return protocol.metered.label, protocol.metered.machine
+    return protocol.metered.label, protocol.metered.machine_id
 
 def read_reference_machine(protocol:MeasurementSettings) -> ReferenceMachine:
     "Read the reference workload here, for other machines to be calibrated with."
@@ -84,7 +84,7 @@ def train_trial(
     earlier:list, # trials of its search
 ) -> tuple: # 'finished' or 'failed', and the fields of that event
     "Train what a trial says."
-    if (here := label_and_machine(protocol)) != (trial.label, trial.machine): raise MeterError(f'The study is {trial.label} on "{trial.machine}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
+    if (here := label_and_machine(protocol)) != (trial.label, trial.machine_id): raise MeterError(f'The study is {trial.label} on "{trial.machine_id}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
     p, epochs = protocol, search.epochs if can_be_extended(trial, search) else _planned(trial, search)
     try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.target_rel_se, p.max_seconds, deadline=p.deadline or math.inf, go_on=stopping_rule(search, trial, earlier), **p.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
@@ -109,8 +109,8 @@ IDLE_SECONDS = .2 # of each of five repeats
 
 def measure_machine_state(
     protocol:MeasurementSettings,
-    kind:str, # 'reference' or 'idle'
+    kind:str, # 'calibration' or 'idle'
 ): # a reading
     "Read the reference workload, or a second of doing nothing."
     meter = protocol.metered
-    return measure(calibration_workload, meter) if kind == 'reference' else measure_idle(meter, IDLE_SECONDS if meter.update_period else 0.)
+    return measure(calibration_workload, meter) if kind == 'calibration' else measure_idle(meter, IDLE_SECONDS if meter.update_period else 0.)

@@ -61,7 +61,7 @@ def candidate_points(
     return torch.tensor(np.array([space.encode(c) for c in candidate_configs(space, [t for t in trials if t.status == 'finished'], seed)]))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a02
-CHEAP_SOURCE, OVER_BUDGET_SOURCE = 'trajectory: light thought', 'sobol: thinking would go over its budget' # where such suggestions come from
+CHEAP_SOURCE, OVER_BUDGET_SOURCE = 'trajectory: cheap suggestion', 'sobol: suggestions are over their budget' # where such suggestions come from
 
 def suggest_full(search:SearchTask, trials:list) -> Suggestion:
     "The best run of all."
