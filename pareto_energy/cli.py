@@ -104,7 +104,7 @@ def check_part(
     log = read_log(study.log_path)
     if log.damage: typer.echo(f'Warning: {describe_damage(study.log_path, log.damage)} What the other lines tell is used.', err=True)
     check_unchanged(study)
-    if here and log.trials and not is_complete(study, log.trials): check_same_source(log.trials.values(), *label_and_machine(study.protocol))
+    if here and log.trials and not is_complete(study, log.trials): check_same_source(log.trials.values(), *label_and_machine(study.measurement))
 
 # %% ../nbs/71_cli.ipynb #c13
 def progress_rows(

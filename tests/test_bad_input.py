@@ -26,14 +26,14 @@ def complaint(*words):
     (['smoke', '-p', 'trials=0'], 'trials must be a whole number of at least 1, not 0'),
     (['smoke', '-p', 'epochs=-3'], 'epochs must be a whole number of at least 1, not -3'),
     (['smoke', '-p', 'trials=many'], "not 'many'"),
-    (['smoke', '-p', 'reference_joules=0'], 'reference_joules must be a number above 0'),
+    (['smoke', '-p', 'reference_joules=0'], 'ref_joules must be a number above 0'),
     (['smoke', '-p', 'seeds=[]'], 'seeds must be a list of whole numbers'),
     (['smoke', '-p', 'datasets=digits'], 'datasets must be a list'),
     (['smoke', '-p', 'ranges={mlp: {width: [64, 8]}}'], 'The range [64, 8] is inverted'),
     (['smoke', '-p', 'ranges={mlp: {width: [8, 8]}}'], 'The range [8, 8] is empty'),
     (['smoke', '-p', 'ranges={mlp: {lr: [0, 1]}}'], 'must start above 0'),
     (['smoke', '-p', 'ranges={mlp: {activation: []}}'], 'at least two different options'),
-    (['smoke', '-p', 'ranges=[1]'], 'ranges must map'),
+    (['smoke', '-p', 'ranges=[1]'], 'ranges must be a mapping of families to ranges'),
     (['smoke', '-p', 'ranges={mlp: {width: wide}}'], 'width can be fixed at a whole number'),
     (['smoke', '-p', 'datasets=[diabetes]', '-p', 'families=[logistic]'], 'None of the families logistic serves diabetes'),
     (['smoke', '-p', 'device=gpu'], 'expected cpu, cuda'),
@@ -67,7 +67,7 @@ def test_other_schema(home):
 
 def test_log_of_an_older_version(home):
     log_with(home).write_text('{"schema": 1, "event": "idle"}\n')
-    assert 'has schema version 1, but this version of pareto_energy reads 2' in complaint('smoke')
+    assert 'has schema version 1, but this version of pareto_energy reads 3' in complaint('smoke')
 
 
 def test_other_label(home):

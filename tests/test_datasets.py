@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pareto_energy import datasets
+from pareto_energy.models import data as datasets
 from pareto_energy.models.data import RemoteFile, cache_folder, describe_data, load_dataset, fetch_file
 
 

@@ -20,7 +20,7 @@ ROWS, BATCH, EPOCHS = 64, 16, 3
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    for name in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY'): monkeypatch.setenv(name, '1')
+    for name in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'MLFLOW_DISABLE_TELEMETRY', 'DO_NOT_TRACK'): monkeypatch.setenv(name, '1')
 
 
 def need(*names):
@@ -205,6 +205,25 @@ def test_parquet_gives_the_table_back(tmp_path, monkeypatch):
     table, back = export.trials_table(mixed), pd.read_parquet(tmp_path/'trials.parquet')
     assert back['configuration.depth'].tolist() == ['auto', '1', 'auto', '3', 'auto', '5']
     pd.testing.assert_frame_equal(back.drop(columns='configuration.depth'), table.drop(columns='configuration.depth'))
+
+
+def test_mlflow_keeps_each_trial_with_its_trajectory(tmp_path, monkeypatch):
+    need('mlflow')
+    import mlflow
+    from pareto_energy.report.export import log_to_mlflow
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', f"sqlite:///{tmp_path/'mlflow.db'}")
+    trials = made_up_trials()
+    log_to_mlflow([*trials, replace(trials[-1], number=6, status='started', reason='')], 'energy')
+    runs = {r.info.run_name: r for r in mlflow.search_runs(experiment_names=['energy'], output_format='list')}
+    assert [runs[t.name].info.status for t in trials] == ['FINISHED']*5 + ['FAILED']
+    assert runs['toy/mine/random/0/6'].info.status == 'KILLED'
+    assert all(runs[t.name].data.params == {name: str(value) for name, value in t.configuration.items()} for t in trials)
+    first = runs[trials[0].name]
+    history = mlflow.MlflowClient().get_metric_history(first.info.run_id, 'joules')
+    assert [(m.step, m.value) for m in history] == [(1, 1.), (2, 2.)] and first.data.metrics['utility'] == .6
+    assert runs[trials[-1].name].data.tags['reason'] == 'too wide' and first.data.tags['label'] == 'simulated'
+    assert mlflow.active_run() is None
 
 
 def test_hugging_face_reads_the_emissions_of_a_card():
