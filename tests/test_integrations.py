@@ -125,7 +125,7 @@ def test_each_epoch_has_its_utility_and_the_joules_of_its_training_alone(loop, m
 
 
 def test_a_run_of_another_library_ends_when_the_strategy_says_so(loop, meter, configuration):
-    stopped = train_loop(loop, configuration, 9, 0, meter, go_on=lambda utility, joules: len(utility) < 2)
+    stopped = train_loop(loop, configuration, 9, 0, meter, should_continue=lambda utility, joules: len(utility) < 2)
     assert len(stopped.utility) == len(stopped.joules) == 2
 
 

@@ -55,9 +55,9 @@ class Report:
         evaluate:bool=True, # are utilities wanted?
         test:bool=False, # is that of the test part, at the end?
         deadline:float=math.inf, # seconds
-        go_on=None, # function of the utilities so far
+        should_continue=None, # function of the utilities so far
     ):
-        self.window, self.epochs, self.evaluate, self.test, self.deadline, self.go_on = window, epochs, evaluate, test, deadline, go_on
+        self.window, self.epochs, self.evaluate, self.test, self.deadline, self.should_continue = window, epochs, evaluate, test, deadline, should_continue
         self.epoch, self.values, self.tested, self.predict, self.stopping_joules, self.start = 0, [], None, None, False, time.perf_counter()
 
     def trained(self):
@@ -79,7 +79,7 @@ class Report:
         self.window.exclude()
         self.stopping_joules = False
         late = self.evaluate and time.perf_counter() - self.start > self.deadline
-        if self.epoch == self.epochs or late or self.evaluate and self.go_on and not self.go_on(self.values): raise StopTraining
+        if self.epoch == self.epochs or late or self.evaluate and self.should_continue and not self.should_continue(self.values): raise StopTraining
 
 # %% ../../nbs/25_models.custom.ipynb #d01
 @contextmanager
@@ -143,8 +143,8 @@ def train_loop(
     test:bool=False, # is the test part read at the end?
     threads:int=1, # of the CPU
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
-    go_on=None, # as in `training.train_without_chapters`
-    asked:bool=False, # read the energy of inference, where the loop says how to predict
+    should_continue=None, # as in `training.train_without_chapters`
+    with_inference:bool=False, # read the energy of inference, where the loop says how to predict
     **_, # what only the families know: device, utility
 ) -> Run:
     "Train by a loop of your own, and keep its whole trajectory."
@@ -152,7 +152,7 @@ def train_loop(
     torch.set_num_threads(threads)
     r = Repeats(epochs)
     def run(window, epochs, evaluate):
-        report = Report(window, epochs, evaluate, test, deadline, go_on and metered_stopping_rule(window, go_on, r.stopping_joules))
+        report = Report(window, epochs, evaluate, test, deadline, should_continue and metered_stopping_rule(window, should_continue, r.stopping_joules))
         try: run_loop(train, configuration, seed, report)
         except Exception:
             r.epoch = report.epoch + (not report.stopping_joules)
@@ -167,7 +167,7 @@ def train_loop(
         with meter.window(target_rel_se) as window:
             r.laps = window.laps
             report = r.until_precise(window, run, epochs, repeats, target_rel_se, max_seconds)
-        read = measure_predictions(*report.predict, meter) if asked and report.predict else {}
+        read = measure_predictions(*report.predict, meter) if with_inference and report.predict else {}
     return build_run(r, report.tested, inference=read)
 
 # %% ../../nbs/25_models.custom.ipynb #k01

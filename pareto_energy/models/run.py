@@ -98,7 +98,7 @@ def measure_predictions(
 # %% ../../nbs/23_models.run.ipynb #j01
 def metered_stopping_rule(
     window, # of a meter
-    go_on, # function of the utilities so far, and of a function that reads the joules so far
+    should_continue, # function of the utilities so far, and of a function that reads the joules so far
     stopping_joules:list, # joules of asking, to which these are added
 ): # function of the utilities so far
     "Ask whether to go on; the meter is read where the answer needs the joules."
@@ -109,7 +109,7 @@ def metered_stopping_rule(
             told = True
             window.read()
             return np.cumsum([r.joules for r in window.laps]).tolist()
-        answer = go_on(values, joules)
+        answer = should_continue(values, joules)
         if not told: window.exclude()
         else:
             window.lap(0.)

@@ -149,7 +149,7 @@ def train_once(
     device:str='cpu',
     evaluate=None, # function of a model, after each epoch
     deadline:float=math.inf, # seconds
-    go_on=None, # function of what was said so far, after each evaluation
+    should_continue=None, # function of what was said so far, after each evaluation
 ) -> tuple: # the model, and what `evaluate` said after each epoch
     "Train once inside a window, each epoch a lap."
     model, optimiser, generator = init_run(family, configuration, data, seed, device)
@@ -165,7 +165,7 @@ def train_once(
             if not evaluate: continue
             values.append(evaluate(model))
             window.exclude()
-            if time.perf_counter() - start > deadline or go_on and not go_on(values): break
+            if time.perf_counter() - start > deadline or should_continue and not should_continue(values): break
     return model, values
 
 # %% ../../nbs/24_models.training.ipynb #b01
@@ -202,7 +202,7 @@ def staged_scores(
     yield from (scores for n, scores in enumerate(stages, 1) if n % trees == 0)
 
 # %% ../../nbs/24_models.training.ipynb #c16c
-def _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on):
+def _runner(family, configuration, data, seed, threads, device, judge, deadline, should_continue):
     "One run of a family, as a function of the window, the number of epochs, and whether to evaluate."
     targets = data.parts['validation'][1]
     if family == 'gbdt':
@@ -210,7 +210,7 @@ def _runner(family, configuration, data, seed, threads, device, judge, deadline,
     features, _ = data_tensors(data, 'validation', device)
     autocast = autocast_context(configuration, device)
     return lambda window, epochs, evaluate: train_once(window, family, configuration, data, epochs, seed, device,
-        (lambda model: judge(predict_scores(model, features, autocast), targets)) if evaluate else None, deadline, go_on(window) if go_on and evaluate else None)
+        (lambda model: judge(predict_scores(model, features, autocast), targets)) if evaluate else None, deadline, should_continue(window) if should_continue and evaluate else None)
 
 def _test(family, configuration, model, data, device, judge):
     "Utility on the test part."
@@ -262,19 +262,19 @@ def train(
     device:str='cpu',
     utility=None, # as in `datasets.get_metric`
     deadline:float=math.inf, # seconds of one run, after which no epoch is started
-    asked:bool=False, # read the energy of inference at the end
-    go_on=None, # function of the utilities so far, and of a function that reads the joules so far: is the next epoch worth it?
+    with_inference:bool=False, # read the energy of inference at the end
+    should_continue=None, # function of the utilities so far, and of a function that reads the joules so far: is the next epoch worth it?
 ) -> Run:
     "Train a model and keep its whole trajectory."
     threads = configuration.get('threads', threads)
     torch.set_num_threads(threads)
     data, judge = reduce_data(data, configuration.get('shrink', 1), configuration.get('fraction', 1.)), get_metric(data, utility)
     r = Repeats(epochs, family == 'gbdt')
-    run = _runner(family, configuration, data, seed, threads, device, judge, deadline, go_on and (lambda window: metered_stopping_rule(window, go_on, r.stopping_joules)))
+    run = _runner(family, configuration, data, seed, threads, device, judge, deadline, should_continue and (lambda window: metered_stopping_rule(window, should_continue, r.stopping_joules)))
     with r.failing():
         with meter.window(target_rel_se) as window:
             r.laps = window.laps
             flops = None if family == 'gbdt' else _warm_up(family, configuration, data, device)
             model = r.until_precise(window, run, epochs, repeats, target_rel_se, max_seconds)
-        inference = measure_model_inference(family, configuration, model, data, meter, threads, device) if asked else {}
+        inference = measure_model_inference(family, configuration, model, data, meter, threads, device) if with_inference else {}
     return build_run(r, _test(family, configuration, model, data, device, judge) if test else None, count_parameters(model), flops, inference)

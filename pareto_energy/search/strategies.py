@@ -41,7 +41,7 @@ class SearchTask:
     alpha: float = .15 # weight of the joules of a run against its improvement
     min_epoch_lengthscale: float = .6 # least lengthscale of the utility along log epochs, where the longest run is 1
     min_gain_per_cost: float = .02 # least share of hypervolume for a share of the joules spent so far, below which a joule isn't worth it
-    given: tuple = () # Suggestions that are trained first
+    enqueued: tuple = () # Suggestions that are trained first
     warm: tuple = () # Suggestions of an earlier study, that take turns with the Sobol' points
     earlier: tuple = () # for each dataset of an earlier study, its finished trials: what `trajectory` learns from instead
 

@@ -7,7 +7,7 @@ __all__ = ['NEIGHBOUR_SD', 'N_CHEAP_SAMPLES', 'CHEAP_SOURCE', 'OVER_BUDGET_SOURC
            'planned', 'trajectory', 'STRATEGIES', 'STOP_WORTH_FACTOR', 'STOP_RIVAL_RATIO', 'MAX_COST_RATIO',
            'short_epochs', 'short_run', 'trials_at_last_fit', 'candidate_configs', 'candidate_points', 'suggest_full',
            'suggest_cheap', 'suggestion_joules', 'within_budget', 'plan_run', 'initial_run', 'exceeds_cost_limit',
-           'should_continue', 'stopping_rule', 'can_be_extended']
+           'should_continue', 'stopping_rule', 'planned_epochs', 'can_be_extended']
 
 # %% ../../nbs/43_search.trajectory.ipynb #imp
 import math, time
@@ -156,18 +156,18 @@ def stopping_rule(
     if 'expected' in trial.origin: return _worth_it(search, trial, earlier) if search.min_gain_per_cost else None
     return _short(search, trial, earlier) if can_be_extended(trial, search) else None
 
-def _planned(trial, search): return trial.origin.get('epochs', search.epochs)
+def planned_epochs(trial, search): return trial.origin.get('epochs', search.epochs)
 
 def can_be_extended(trial:Trial, search:SearchTask) -> bool:
     "Was a run of the initial design planned short, and can it be asked?"
-    return trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol')) and _planned(trial, search) < search.epochs and trial.family != 'gbdt'
+    return trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol')) and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worth_it(search, trial, earlier):
     thought, marks = max(t.origin.get('joules', 0.) for t in [*earlier, trial]), epoch_grid(search.epochs)[:-1]
     def look(utility, joules):
         if len(utility) not in marks: return True
         so_far = joules()
-        rest = so_far[-1]/len(so_far)*(_planned(trial, search) - len(so_far))
+        rest = so_far[-1]/len(so_far)*(planned_epochs(trial, search) - len(so_far))
         return rest <= thought or should_continue(search, earlier, replace(trial, run=dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1)), trial.seed)
     return look
 
@@ -177,5 +177,5 @@ def _short(search, trial, earlier):
         times.append(time.process_time())
         n = len(times)
         if n > 1 and (times[-1] - times[0])/(n - 1)*search.epochs < QUICK_RUN_SECONDS: return True
-        return n < _planned(trial, search) and not (n in marks and exceeds_cost_limit(earlier, joules()))
+        return n < planned_epochs(trial, search) and not (n in marks and exceeds_cost_limit(earlier, joules()))
     return look
