@@ -69,7 +69,8 @@ def decode_line(
 # %% ../../nbs/30_front.log.ipynb #s05
 NUMBER = (int, float)
 TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=int, configuration=dict, origin=dict, label=str,
-    machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=int, fresh_seed=int, after=int, joules=NUMBER, se=NUMBER, repeats=int)
+    machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=int, fresh_seed=int, after=int, joules=NUMBER, se=NUMBER,
+    repeats=int)
 START_FIELDS = ('configuration', 'origin', 'label', 'machine_id') # of a trial's start
 READING_FIELDS = ('after', 'joules', 'se', 'repeats')
 FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'),
@@ -112,7 +113,8 @@ EVENT_ALIASES = dict(reference='calibration', closed='search_end')
 RUN_ALIASES = dict(judging='stopping_joules', disturbance='interference')
 SOURCE_ALIASES = {'trajectory: light thought': 'trajectory: cheap suggestion',
     'sobol: thinking would go over its budget': 'sobol: suggestions are over their budget'}
-DTYPE_FAMILIES = ('logistic', 'svm', 'mlp', 'cnn', 'resnet', 'gru', 'transformer') # whose hyper-parameter dtype was called precision
+DTYPE_FAMILIES = ('logistic', 'svm', 'mlp', 'cnn', 'resnet', 'gru',
+    'transformer') # whose hyper-parameter dtype was called precision
 
 def _renamed(d, aliases): return {aliases.get(k, k): v for k, v in d.items()}
 
@@ -239,7 +241,8 @@ def read_trials(
 ) -> dict: # key -> Trial, in the order of their start
     "The trials that a log tells of; damaged lines are named in a warning."
     contents = read_log(path)
-    if contents.damage: warnings.warn(f'{describe_damage(path, contents.damage)} What the other lines tell is used.', stacklevel=2)
+    if contents.damage:
+        warnings.warn(f'{describe_damage(path, contents.damage)} What the other lines tell is used.', stacklevel=2)
     return contents.trials
 
 # %% ../../nbs/30_front.log.ipynb #c10
@@ -262,7 +265,8 @@ def read_study(
     Raises: FileNotFoundError that names the folder."""
     folder = study_path(study)
     if not (folder/'trials.jsonl').exists():
-        raise FileNotFoundError(f'No study in {folder}: run it first, or name the place where it is in PARETO_ENERGY_HOME.')
+        raise FileNotFoundError(f'No study in {folder}: run it first, or name the place where it is in '
+            'PARETO_ENERGY_HOME.')
     read = lambda name: json.loads((folder/name).read_text(encoding='utf-8'))
     return list(read_trials(folder/'trials.jsonl').values()), read('reference.json'), read('study.json')
 
@@ -277,7 +281,8 @@ def quarantine(
     intact = [line + b'\n' for n, line in enumerate(lines, 1) if n not in state.damage]
     write_text(path, b''.join(intact).decode())
     damage = state.damage | ({len(lines) + 1: 'is torn'} if torn else {})
-    warnings.warn(f'{describe_damage(path, damage)} The file as it was is now {aside.name}; the study goes on with the other lines.',
+    warnings.warn(f'{describe_damage(path, damage)} The file as it was is now {aside.name}; the study goes on with '
+        'the other lines.',
         stacklevel=2)
     return aside
 
@@ -359,7 +364,8 @@ class TrialLog:
         self.reserve = own.with_suffix('.reserve')
         try: self._open()
         except OSError as e:
-            raise PermissionError(f'Cannot write to {self.path.parent} ({e.strerror}): make it writable, with {RESERVE/2**20:.0f} MB free, '
+            raise PermissionError(f'Cannot write to {self.path.parent} ({e.strerror}): make it writable, with '
+                f'{RESERVE/2**20:.0f} MB free, '
                 'or name another place in PARETO_ENERGY_HOME.') from e
         return self
 
@@ -381,7 +387,8 @@ class TrialLog:
         others = active_writers(self.path)
         if not others or (self.join and (os.getpid(), socket.gethostname()) not in others): return
         listed = ' and '.join(f'process {pid} on {host}' for pid, host in others)
-        raise RuntimeError(f'The study of {self.path} is under way in {listed}: wait for it, stop it, or work with it (--join).')
+        raise RuntimeError(f'The study of {self.path} is under way in {listed}: wait for it, stop it, or work with it '
+            '(--join).')
 
     def _clear(self):
         "Remove what dead processes left."
@@ -425,8 +432,10 @@ class TrialLog:
         "Write an event, to the disk and then to memory."
         with self.lock:
             self.refresh()
-            repeated = {k: getattr(self.trials[key], k) for k in START_FIELDS} if event in ('finished', 'failed') else {}
-            whole = dict(schema=SCHEMA, line=self.contents.last + 1, event=event, **dict(zip(KEY, key)), **(repeated | fields))
+            repeated = {k: getattr(self.trials[key], k)
+                for k in START_FIELDS} if event in ('finished', 'failed') else {}
+            whole = dict(schema=SCHEMA, line=self.contents.last + 1, event=event, **dict(zip(KEY, key)),
+                **(repeated | fields))
             check_event(whole)
             if key: check_possible(self.trials, whole)
             self._write(encode_line(whole))
@@ -466,5 +475,7 @@ def check_same_source(
     Raises: ValueError that names the trial, its label and its machine."""
     for t in trials:
         if (t.label, t.machine_id) == (label, machine): continue
-        raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine_id}", but this meter is {label} on "{machine}": a study holds one label '
-            'and one machine, so give this one another name, or keep machines apart from the start (machine_policy: per-machine).')
+        raise ValueError(f'Trial {t.name} was {t.label} on "{t.machine_id}", but this meter is {label} on '
+            f'"{machine}": a study holds one label '
+            'and one machine, so give this one another name, or keep machines apart from the start (machine_policy: '
+            'per-machine).')

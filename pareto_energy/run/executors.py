@@ -133,7 +133,8 @@ class SubprocessExecutor(Executor):
         "Start a child where there is none, and prepare it."
         from loky import ProcessPoolExecutor
         if self.pool: return
-        self.pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_begin_child, initargs=(str(self.report), os.getpid()),
+        self.pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_begin_child,
+            initargs=(str(self.report), os.getpid()),
             env=dict(LOKY_MAX_MEMORY_LEAK_SIZE='1e18'))
         self.pool.submit(_call, self.prepare).result()
 
@@ -191,7 +192,8 @@ class DaskExecutor(Executor):
         self.executor = client.get_executor(resources=dict(meter=1), pure=False, workers=workers)
         client.run_on_scheduler(_fail_after_two)
         if not self.slots:
-            raise RuntimeError("No worker of the cluster offers a meter: start one on each machine with --nthreads 1 --resources 'meter=1'.")
+            raise RuntimeError("No worker of the cluster offers a meter: start one on each machine with --nthreads 1 "
+                "--resources 'meter=1'.")
 
     @property
     def slots(self): # workers, counted once a second

@@ -34,7 +34,8 @@ def _positive_integer(v): return None if _is_integer(v) and v >= 1 else 'a whole
 def _positive(v): return None if _is_number(v) and v > 0 else 'a number above 0'
 def _not_negative(v): return None if _is_number(v) and v >= 0 else 'a number from 0'
 def _below_one(v): return None if _is_number(v) and v < 1 else 'a number below 1'
-def _mapping(v): return None if isinstance(v, dict) else "a mapping of families to ranges, as in {'mlp': {'width': [8, 64]}}"
+def _mapping(v):
+    return None if isinstance(v, dict) else "a mapping of families to ranges, as in {'mlp': {'width': [8, 64]}}"
 def _anything(v): return None
 
 def _optional(check): return lambda v: None if v is None else check(v)
@@ -148,7 +149,8 @@ def settings_table():
     import pandas as pd
     kind = lambda f: getattr(f.type, '__name__', str(f.type)).replace('|None', '').replace(' | None', '')
     default = lambda f: 'required' if _default(f) is MISSING else _default(f)
-    row = lambda f: dict(parameter=f.name, type=kind(f), default=default(f), may_change=not f.metadata['fixed'], meaning=f.metadata['doc'])
+    row = lambda f: dict(parameter=f.name, type=kind(f), default=default(f), may_change=not f.metadata['fixed'],
+        meaning=f.metadata['doc'])
     rows = sorted(map(row, declared().values()), key=lambda r: r['default'] != 'required')
     return pd.DataFrame(rows).astype(str)
 
@@ -175,7 +177,8 @@ def check_device(
     Raises: ValueError that names the devices that are."""
     import torch
     try: kind = torch.device(device).type
-    except (RuntimeError, TypeError) as e: raise ValueError(f'Unknown device {device!r}: expected cpu, cuda, cuda:1 or mps.') from e
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'Unknown device {device!r}: expected cpu, cuda, cuda:1 or mps.') from e
     if kind != 'cpu' and machine_policy == 'calibrated':
         raise ValueError(f"Machines can't be calibrated for {device}, as the calibration workload runs on the CPU: "
             'keep them apart (machine_policy: per-machine).')
@@ -185,7 +188,8 @@ def check_device(
         raise ValueError(f'The device {device} is not there: torch {torch.__version__} sees {seen}.')
 
 # %% ../../nbs/51_run.settings.ipynb #f02
-FORMER_NAMES = dict(initial='n_initial', precision='target_rel_se', cap='max_seconds', worth='min_gain_per_cost', given='enqueued',
+FORMER_NAMES = dict(initial='n_initial', precision='target_rel_se', cap='max_seconds', worth='min_gain_per_cost',
+    given='enqueued',
     reference_joules='ref_joules', reference_utility='ref_utility', reference_every='calibration_every',
     joules='max_joules', hours='max_hours', memory='max_memory_gb', machine='machine_policy')
 
@@ -265,7 +269,8 @@ def write_parameters_cells(
         if new == cell['source']: continue
         changed.append(path.stem)
         cell['source'] = new
-        if not check: path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+        if not check:
+            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     return changed
 
 def _names_in(path, cell):

@@ -25,7 +25,8 @@ from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied
 from .settings import StudySettings, check_device, check_settings, check_unchanged, save_settings
-from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data, read_reference_machine, retrain,
+from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
+    read_reference_machine, retrain,
     suggest, train_family, train_trial)
 
 # %% ../../nbs/53_run.study.ipynb #c06
@@ -45,7 +46,8 @@ class FamilyStudy(StudySettings):
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."
         cards = {d: get_card(d) for d in self.datasets}
-        spaces = {(d, f): family_space(f, self.ranges, c.modality) for d, c in cards.items() for f in self.families if supports(f, c)}
+        spaces = {(d, f): family_space(f, self.ranges, c.modality) for d, c in cards.items() for f in self.families
+            if supports(f, c)}
         for d, c in cards.items(): check_dataset(self, d, c, spaces)
         return spaces
 
@@ -65,14 +67,16 @@ class FamilyStudy(StudySettings):
     @cached_property
     def transfer(self): # (dataset, family) -> what a search takes from the earlier study
         trials = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
-        return {(d, f): self._transfer_to(d, space, [t for t in trials if t.family == f]) for (d, f), space in self.spaces.items()}
+        return {(d, f): self._transfer_to(d, space, [t for t in trials if t.family == f])
+            for (d, f), space in self.spaces.items()}
 
     def _transfer_to(self, name, space, trials):
         warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
         return dict(warm=warm, earlier=prior_trials(trials, name, space))
 
     @property
-    def measurement(self): return MeasurementSettings(**{f.name: getattr(self, f.name) for f in fields(MeasurementSettings)})
+    def measurement(self):
+        return MeasurementSettings(**{f.name: getattr(self, f.name) for f in fields(MeasurementSettings)})
 
     @property
     def base(self): # the reference machine, where machines are calibrated and one has begun
@@ -98,7 +102,8 @@ class FamilyStudy(StudySettings):
         if self.machine_policy != 'per-machine': return [(self, None)]
         kinds = defaultdict(list)
         with DaskExecutor(client) if client else InProcessExecutor() as executor:
-            for worker, (_, machine) in executor.everywhere(label_and_machine, self.measurement).items(): kinds[machine].append(worker)
+            for worker, (_, machine) in executor.everywhere(label_and_machine, self.measurement).items():
+                kinds[machine].append(worker)
         return [(self._part(machine), workers if client else None) for machine, workers in kinds.items()]
 
     def _part(self, machine):
@@ -255,7 +260,8 @@ def pending_retraining(study:FamilyStudy, trials:dict) -> list: # (trial, epoch,
 def _retrained_points(trials, seeds):
     "How many points that were selected among just these trials are trained again with all seeds."
     ended = sum(t.status != 'started' for t in trials)
-    done = Counter((t.key, r['epoch']) for t in trials for r in t.retrained if r['after'] == ended and r['fresh_seed'] in seeds)
+    done = Counter((t.key, r['epoch']) for t in trials for r in t.retrained if r['after'] == ended
+        and r['fresh_seed'] in seeds)
     return sum(n == len(seeds) for n in done.values())
 
 def is_complete(study:FamilyStudy, trials:dict) -> bool:
@@ -290,9 +296,11 @@ def check_machine_speed(
     "Warn where a machine of the same description takes other joules for the same work."
     ratio = now['joules']/statistics.median(r['joules'] for r in earlier)
     if 1/MAX_SPEED_RATIO <= ratio <= MAX_SPEED_RATIO: return
-    warnings.warn(f'The calibration workload takes {ratio:.2f} times the joules that it took for the other trials of this study, '
+    warnings.warn(f'The calibration workload takes {ratio:.2f} times the joules that it took for the other trials of '
+        'this study, '
         'though the machine bears the same description: the energy of further trials is off by about as much. '
-        'Go on where the study began, or give it another name here (it can begin with what was learned: warm).', stacklevel=2)
+        'Go on where the study began, or give it another name here (it can begin with what was learned: warm).',
+        stacklevel=2)
 
 # %% ../../nbs/53_run.study.ipynb #j02
 def trial_jobs(
@@ -401,7 +409,8 @@ def make_executor(
     "Where a study is trained."
     if study.deadline is None and study.max_memory_gb is None: return InProcessExecutor()
     seconds = None if study.deadline is None else LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
-    return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds, memory=study.max_memory_gb,
+    return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
+        memory=study.max_memory_gb,
         meter=study.measurement.metered, unbound=(label_and_machine, measure_machine_state),
         first={train_trial: preload_data, retrain: preload_data})
 
@@ -429,7 +438,8 @@ class _StudyRun:
     interrupted: object # function: was a stop requested?
     join: bool # beside other processes
 
-    def __post_init__(self): self.end = math.inf if self.study.max_hours is None else time.monotonic() + 3600*self.study.max_hours
+    def __post_init__(self):
+        self.end = math.inf if self.study.max_hours is None else time.monotonic() + 3600*self.study.max_hours
 
     def should_stop(self): return self.interrupted() or time.monotonic() >= self.end
 
@@ -443,7 +453,8 @@ class _StudyRun:
         self.read_machine_at_start()
         self.train(pending_trials, trial_jobs, source)
         self.train(pending_retraining, retraining_jobs, source)
-        if not self.should_stop(): self.read_machine(*(['calibration'] if calibration_due(self.study, self.log) else []), 'idle')
+        if not self.should_stop():
+            self.read_machine(*(['calibration'] if calibration_due(self.study, self.log) else []), 'idle')
         self.watch(list(self.log.trials.values()))
 
     def fix_reference_machine(self):
@@ -494,7 +505,8 @@ def run_study(
         raise ValueError(f'The study {study.study} keeps machines apart, so it is several: '
             'run it with Study.run() or pareto-energy run.')
     check_unchanged(study)
-    if not is_complete(study, read_trials(study.log_path)): _run_rest(study, join, client, watch or (lambda trials: None), workers)
+    if not is_complete(study, read_trials(study.log_path)):
+        _run_rest(study, join, client, watch or (lambda trials: None), workers)
     return list(read_trials(study.log_path).values())
 
 def _run_rest(study, join, client, watch, workers):

@@ -95,7 +95,8 @@ def train_trial(
     try:
         run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
             repeats=measurement.repeats, target_rel_se=measurement.target_rel_se, max_seconds=measurement.max_seconds,
-            deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier), **measurement.training)
+            deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier),
+            **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     origin = trial.origin | dict(joules=trial.origin['joules'] + run.stopping_joules)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=origin)
@@ -103,7 +104,8 @@ def train_trial(
 def _check_machine(measurement, trial):
     label, machine = label_and_machine(measurement)
     if (label, machine) == (trial.label, trial.machine_id): return
-    raise MeterError(f'The study is {trial.label} on "{trial.machine_id}", but a worker is {label} on "{machine}": take it out of the cluster.')
+    raise MeterError(f'The study is {trial.label} on "{trial.machine_id}", but a worker is {label} on "{machine}": '
+        'take it out of the cluster.')
 
 # %% ../../nbs/52_run.tasks.ipynb #r02
 def retrain(
@@ -120,7 +122,8 @@ def retrain(
     except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
     optional = dict(test=run.test, inference=run.inference.get('joules'))
     found = {k: v for k, v in optional.items() if v is not None}
-    return dict(utility=run.utility[-1], joules=run.joules[-1], **found, spent=run.spent + run.inference.get('spent', 0.))
+    return dict(utility=run.utility[-1], joules=run.joules[-1], **found,
+        spent=run.spent + run.inference.get('spent', 0.))
 
 # %% ../../nbs/52_run.tasks.ipynb #m02
 IDLE_SECONDS = .2 # of each of five repeats
