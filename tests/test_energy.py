@@ -35,7 +35,7 @@ def relied_on():
 
 def test_contract_with_codecarbon():
     missing = [name for name, holds in relied_on() if not holds]
-    assert not missing, f"CodeCarbon has changed: {'; '.join(missing)} no longer holds. Pin the version in constraints.txt, or change 00_energy."
+    assert not missing, f"CodeCarbon has changed: {'; '.join(missing)} no longer holds. Pin the version in constraints.txt, or change 12_energy.counters."
 
 
 def domain(powercap, name, kind, microjoules):
