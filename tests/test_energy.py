@@ -35,7 +35,7 @@ def relied_on():
 
 def test_contract_with_codecarbon():
     missing = [name for name, holds in relied_on() if not holds]
-    assert not missing, f"CodeCarbon has changed: {'; '.join(missing)} no longer holds. Pin the version in constraints.txt, or change 00_energy."
+    assert not missing, f"CodeCarbon has changed: {'; '.join(missing)} no longer holds. Pin the version in constraints.txt, or change 12_energy.counters."
 
 
 def domain(powercap, name, kind, microjoules):
@@ -88,7 +88,7 @@ def test_the_gpu_that_trains_is_the_one_that_counts(monkeypatch):
     assert window.laps[0].parts['gpu'].joules == 5. and meter.sources['gpu'] == 'nvml' and 'Fake 3' in meter.machine_id
     assert meter.label == 'estimated', 'the CPU beside a measured GPU is still an estimate'
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
-    with pytest.raises(RuntimeError, match=r'NVML knows no GPU 1, only \[0, 3\]'): nvml_counter(0)
+    with pytest.raises(RuntimeError, match=r'NVML finds no GPU 1, only \[0, 3\]'): nvml_counter(0)
 
 
 def test_a_gpu_that_disappears(monkeypatch):

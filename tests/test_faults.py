@@ -81,10 +81,10 @@ class Vanishing(SimulatedMeter):
 
 
 def test_a_meter_that_disappears_stops_the_study_and_blames_no_configuration(home, smoke, monkeypatch, forget_meters):
-    from pareto_energy import energy
+    from pareto_energy.energy import counters
     parameters = smoke | dict(families=['logistic'], strategies=['random'])
     whole = run_study(FamilyStudy('whole', **parameters))
-    monkeypatch.setitem(energy.METERS, 'simulated', lambda device: Vanishing())
+    monkeypatch.setitem(counters.METERS, 'simulated', lambda device: Vanishing())
     forget_meters()
     study, stops = FamilyStudy('vanishing', **parameters), 0
     while stops < 10:
@@ -127,7 +127,7 @@ class CpuClock:
 
 
 def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configuration(home, smoke, tmp_path, monkeypatch, forget_meters):
-    from pareto_energy import energy
+    from pareto_energy.energy import counters
     clock, trained = CpuClock(), []
 
     def train_while_clock_falls_back(*args, **kwargs):
@@ -135,8 +135,8 @@ def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configura
         if len(trained) == 2: clock.countdown = 5
         return train_family(*args, **kwargs)
     monkeypatch.setattr(time, 'process_time', clock)
-    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(train_while_clock_falls_back))
-    monkeypatch.setitem(energy.METERS, 'simulated', lambda device: energy.CodeCarbonMeter(powercap=tmp_path/'no-counter'))
+    monkeypatch.setattr('pareto_energy.run.study.FamilyStudy.training', staticmethod(train_while_clock_falls_back))
+    monkeypatch.setitem(counters.METERS, 'simulated', lambda device: counters.CodeCarbonMeter(powercap=tmp_path/'no-counter'))
     forget_meters()
     study = FamilyStudy('fallen', **smoke | ONE | dict(seeds=[0], trials=3))
     with pytest.raises(MeterError, match='The cpu_time counter of the cpu went backwards'): run_study(study)

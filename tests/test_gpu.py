@@ -29,7 +29,7 @@ def run(meter, family='mlp', device=DEVICE, **changes):
 
 def test_the_counter_of_the_gpu_is_read(meter):
     a = torch.randn(2048, 2048, device=DEVICE)
-    reading = measure(lambda: a @ a, meter, target=.05)
+    reading = measure(lambda: a @ a, meter, target_rel_se=.05)
     assert meter.sources['gpu'] == 'nvml' and torch.cuda.get_device_name() in meter.machine_id
     assert 0 < reading.se < .1*reading.joules and reading.parts['gpu'].joules > reading.parts['cpu'].joules
 

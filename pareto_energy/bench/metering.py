@@ -7,68 +7,87 @@ __all__ = ['measure_scatter', 'measure_linearity', 'update_periods', 'validate_g
 
 # %% ../../nbs/84_bench.metering.ipynb #imp
 import statistics, time
-from ..energy.meter import Meter, sum_measurements, library_versions
-from ..energy.counters import CodeCarbonMeter, JOULES_PER_KWH, _tracker, nvml_counter
+from ..energy.meter import Meter, library_versions, sum_measurements
+from ..energy.counters import CodeCarbonMeter, JOULES_PER_KWH, _tracker, gpu_index, nvml_counter
 
 # %% ../../nbs/84_bench.metering.ipynb #e092
+def _read_window(meter, work, is_enough):
+    "Work in one window until `is_enough(units, seconds)`; gives its reading and the units of work."
+    units, start = 0, time.perf_counter()
+    with meter.window() as window:
+        while not is_enough(units, time.perf_counter() - start):
+            work()
+            units += 1
+        window.lap()
+    return sum_measurements(window.laps), units
+
 def measure_scatter(
-    meter:Meter,
+    meter:Meter, # from `open_meter`, or one of your own
     work, # function without arguments, one unit
     windows=(.1, .3, 1., 3., 10., 30.), # seconds
     repeats:int=35, # of each window
 ) -> list: # for each window: joules of a unit, and their standard deviation from window to window
     "How the joules of a unit of work repeat in windows of several lengths."
+    def joules_of_a_unit(length):
+        reading, units = _read_window(meter, work, lambda n, seconds: seconds >= length)
+        return reading.joules/units
     rows = []
-    for seconds in windows:
-        joules = [_window_of(meter, work, lambda n, start: time.perf_counter() - start < seconds)[0] for _ in range(repeats)]
-        rows.append(dict(seconds=seconds, repeats=repeats, joules=statistics.fmean(joules), scatter=statistics.stdev(joules)))
+    for length in windows:
+        joules = [joules_of_a_unit(length) for _ in range(repeats)]
+        mean, scatter = statistics.fmean(joules), statistics.stdev(joules)
+        rows.append(dict(seconds=length, repeats=repeats, joules=mean, scatter=scatter))
     return rows
-
-def _window_of(meter, work, goes_on):
-    "Joules of a unit, and the reading of all units in one window."
-    n, start = 0, time.perf_counter()
-    with meter.window() as window:
-        while goes_on(n, start): work(); n += 1
-        window.lap()
-    whole = sum_measurements(window.laps)
-    return whole.joules/n, whole
 
 # %% ../../nbs/84_bench.metering.ipynb #e093
 def measure_linearity(
-    meter:Meter,
+    meter:Meter, # from `open_meter`, or one of your own
     work, # function without arguments, one unit
     counts=(1, 2, 4, 8, 16, 32), # units
 ) -> dict: # counts, joules of each, and joules predicted by the straight line through them
     "Whether n units take n times the joules."
     import numpy as np
-    joules = [_window_of(meter, work, lambda n, start: n < count)[1].joules for count in counts]
+    joules = [_read_window(meter, work, lambda units, _: units >= count)[0].joules for count in counts]
     slope, intercept = np.polyfit(counts, joules, 1)
     return dict(counts=list(counts), joules=joules, line=[float(intercept + slope*c) for c in counts])
 
 # %% ../../nbs/84_bench.metering.ipynb #e096
 def update_periods(
-    counter, # such as `Gpu`
-    updates:int=30,
+    counter, # such as an `NvmlCounter`
+    updates:int=30, # periods to time
 ) -> list: # seconds between two updates
     "How often a counter moves."
-    last, times = counter.read(), []
-    while len(times) <= updates:
-        if (now := counter.read()) != last: times.append(time.perf_counter()); last = now
-    return [b - a for a, b in zip(times, times[1:])]
+    last, moments = counter.read(), []
+    while len(moments) <= updates:
+        now = counter.read()
+        if now == last: continue
+        moments.append(time.perf_counter())
+        last = now
+    return [later - earlier for earlier, later in zip(moments, moments[1:])]
 
+# %% ../../nbs/84_bench.metering.ipynb #e096v
 def validate_gpu_counter(
-    device:str='cuda',
+    device:str='cuda', # what is validated: 'cuda' or 'cuda:1'
     windows=(.1, .3, 1., 3.), # seconds
-    repeats:int=12,
-) -> dict: # machine, seconds between updates, scatter and linearity, joules of NVML and of CodeCarbon in one window, share of the CPU
+    repeats:int=12, # of each window
+) -> dict: # machine, update periods, scatter, linearity, joules of NVML and of CodeCarbon, share of the CPU
     "Validate NVML's counter on a product of matrices, in about a minute."
     import torch
     meter, a = CodeCarbonMeter(device), torch.randn(4096, 4096, device=device)
-    def work(): a @ a; torch.cuda.synchronize(device)
+    def work():
+        a @ a
+        torch.cuda.synchronize(device)
     for _ in range(100): work()
     _tracker().start_task('validation')
-    try: whole = _window_of(meter, work, lambda n, start: time.perf_counter() - start < 10)[1]
+    try: whole, _ = _read_window(meter, work, lambda units, seconds: seconds >= 10)
     finally: codecarbon = _tracker().stop_task('validation').gpu_energy*JOULES_PER_KWH
-    gpu = whole.parts['gpu'].joules
-    return dict(machine=meter.machine_id, versions=library_versions(), ticks=update_periods(nvml_counter(int((device.split(':') + ['0'])[1]))), seconds=whole.seconds, nvml=gpu, codecarbon=codecarbon, cpu_share=1 - gpu/whole.joules,
-        scatter=measure_scatter(meter, work, windows, repeats), linearity=measure_linearity(meter, work, (50, 100, 200, 400, 800, 1600)))
+    nvml = whole.parts['gpu'].joules
+    return dict(
+        machine=meter.machine_id,
+        versions=library_versions(),
+        ticks=update_periods(nvml_counter(gpu_index(device))),
+        seconds=whole.seconds,
+        nvml=nvml,
+        codecarbon=codecarbon,
+        cpu_share=1 - nvml/whole.joules,
+        scatter=measure_scatter(meter, work, windows, repeats),
+        linearity=measure_linearity(meter, work, (50, 100, 200, 400, 800, 1600)))

@@ -15,62 +15,79 @@ from .counters import JOULES_PER_KWH
 def measure_inference(
     predict, # function without arguments that predicts one batch
     batch:int, # predictions in it
-    meter:Meter,
-    warm_up:int=3, # batches that aren't read
-    **measuring, # as in `measure`
+    meter:Meter, # from `open_meter`, or one of your own
+    warm_up:int=3, # batches that are not read
+    **measuring, # further arguments of `measure`
 ) -> Measurement: # of 1,000 predictions
-    "Joules per 1,000 predictions."
+    "Joules of 1,000 predictions."
     for _ in range(warm_up): predict()
     return scale(measure(predict, meter, **measuring), 1000/batch)
 
+# %% ../../nbs/14_energy.footprint.ipynb #e079l
 def lifetime_energy(
-    training:Measurement,
-    thousand:Measurement, # from `measure_inference`
+    training:Measurement, # of one training run
+    inference:Measurement, # of 1,000 predictions, from `measure_inference`
     n:float, # predictions
 ) -> tuple: # joules, standard error
     "Joules of training and n predictions."
-    return training.joules + n/1000*thousand.joules, math.hypot(training.se, n/1000*thousand.se)
+    thousands = n/1000
+    return training.joules + thousands*inference.joules, math.hypot(training.se, thousands*inference.se)
 
+# %% ../../nbs/14_energy.footprint.ipynb #e079b
 def break_even(
-    a:tuple, # (training, thousand) of one model
+    a:tuple, # (training, inference of 1,000 predictions), two `Measurement`s of one model
     b:tuple, # of another
-) -> tuple: # predictions, standard error; nan where the two can't be told apart or none is cheaper to ask and dearer to train
+) -> tuple: # predictions, standard error; nan where their inference cannot be told apart, or one is cheaper in both
     "After how many predictions two models have taken the same joules."
-    (ta, ia), (tb, ib) = a, b
-    top, bottom = tb.joules - ta.joules, ia.joules - ib.joules
-    e_top, e_bottom = math.hypot(ta.se, tb.se), math.hypot(ia.se, ib.se)
-    if abs(bottom) <= 2*e_bottom or top*bottom <= 0: return math.nan, math.nan
-    n = 1000*top/bottom
-    return n, n*math.hypot(e_top/top, e_bottom/bottom)
+    (training_a, inference_a), (training_b, inference_b) = a, b
+    extra = training_b.joules - training_a.joules
+    saved = inference_a.joules - inference_b.joules # by 1,000 predictions
+    extra_se = math.hypot(training_a.se, training_b.se)
+    saved_se = math.hypot(inference_a.se, inference_b.se)
+    if abs(saved) <= 2*saved_se or extra*saved <= 0: return math.nan, math.nan
+    n = 1000*extra/saved
+    return n, n*math.hypot(extra_se/extra, saved_se/saved)
 
 # %% ../../nbs/14_energy.footprint.ipynb #e082
 def carbon_intensity(
     country:str, # ISO code of three letters
 ) -> float: # grams of CO2 equivalent a kilowatt-hour
-    "Carbon intensity of a country's electricity, from CodeCarbon's table."
+    """Carbon intensity of a country's electricity, from CodeCarbon's table.
+
+    Raises: `ValueError` for a country that the table does not have."""
     from codecarbon.input import DataSource
     return float(lookup(country, DataSource().get_global_energy_mix_data(), 'country')['carbon_intensity'])
 
+# %% ../../nbs/14_energy.footprint.ipynb #e083f
 def footprint(
-    joules:float,
+    joules:float, # of the computer
     grams_per_kwh:float, # from `carbon_intensity`, or a mean of your own
     pue:float=1., # power usage effectiveness, at least 1
     price_per_kwh:float=0., # in any currency
 ) -> dict: # kwh, grams, cost
-    "What joules mean for the climate and for the purse."
+    """Joules as kilowatt-hours, grams of CO2 equivalent and cost.
+
+    Raises: `ValueError` for a power usage effectiveness below 1."""
     if pue < 1: raise ValueError(f'A power usage effectiveness is at least 1, not {pue}.')
     kwh = joules*pue/JOULES_PER_KWH
     return dict(kwh=kwh, grams=kwh*grams_per_kwh, cost=kwh*price_per_kwh)
 
+# %% ../../nbs/14_energy.footprint.ipynb #e083m
 def mean_carbon_intensity(
-    series, # pandas Series of g/kWh, each valid from its time stamp on
+    series, # pandas Series of g/kWh, each value valid from its time stamp on
     start, # time stamp
-    seconds:float,
+    seconds:float, # length of the stretch
 ) -> float: # g/kWh
-    "Mean of an hourly intensity over a stretch of time."
+    """Mean carbon intensity over a stretch of time.
+
+    Raises: `ValueError` where the series begins after the start."""
     import pandas as pd
-    end = pd.Timestamp(start) + pd.Timedelta(seconds=seconds)
-    if pd.Timestamp(start) < series.index[0]: raise ValueError(f'The series of intensities starts at {series.index[0]}, after {start}.')
-    edges = pd.DatetimeIndex([pd.Timestamp(start), *series.index[(series.index > start) & (series.index < end)], end])
-    held = series.reindex(edges[:-1], method='ffill').to_numpy()
-    return float((held*(edges[1:] - edges[:-1]).total_seconds().to_numpy()).sum()/seconds)
+    start = pd.Timestamp(start)
+    end = start + pd.Timedelta(seconds=seconds)
+    if start < series.index[0]:
+        raise ValueError(f'The series of intensities starts at {series.index[0]}, after {start}.')
+    changes = series.index[(series.index > start) & (series.index < end)]
+    edges = pd.DatetimeIndex([start, *changes, end])
+    intensities = series.reindex(edges[:-1], method='ffill').to_numpy()
+    durations = (edges[1:] - edges[:-1]).total_seconds().to_numpy()
+    return float((intensities*durations).sum()/seconds)
