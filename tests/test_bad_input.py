@@ -26,7 +26,7 @@ def complaint(*words):
     (['smoke', '-p', 'trials=0'], 'trials must be a whole number of at least 1, not 0'),
     (['smoke', '-p', 'epochs=-3'], 'epochs must be a whole number of at least 1, not -3'),
     (['smoke', '-p', 'trials=many'], "not 'many'"),
-    (['smoke', '-p', 'reference_joules=0'], 'ref_joules must be a number above 0'),
+    (['smoke', '-p', 'ref_joules=0'], 'ref_joules must be a number above 0'),
     (['smoke', '-p', 'seeds=[]'], 'seeds must be a list of whole numbers'),
     (['smoke', '-p', 'datasets=digits'], 'datasets must be a list'),
     (['smoke', '-p', 'ranges={mlp: {width: [64, 8]}}'], 'The range [64, 8] is inverted'),

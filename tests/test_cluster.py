@@ -41,7 +41,7 @@ def test_what_kills_two_workers_is_a_failed_trial(home, smoke, client, monkeypat
         import os
         from pareto_energy.run.tasks import train_family
         return os._exit(1) if seed == 0 else train_family(name, family, configuration, epochs, seed, *args, **kwargs)
-    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(deadly))
+    monkeypatch.setattr('pareto_energy.run.study.FamilyStudy.training', staticmethod(deadly))
     study = FamilyStudy('deadly', **smoke | dict(strategies=['random'], families=['logistic'], trials=1, n_initial=1))
     first, second = run_study(study, client=client)
     assert (first.status, first.reason, second.status) == ('failed', 'two workers died of it, one after the other', 'finished')
@@ -57,7 +57,7 @@ def test_trials_that_run_at_once_are_told_apart(home, smoke, client):
 
 def test_workers_of_different_machines_are_refused(home, smoke, client, monkeypatch):
     def source(protocol): return 'simulated', f'machine {os.getpid()}'
-    monkeypatch.setattr('pareto_energy.run.study.source_of', source)
+    monkeypatch.setattr('pareto_energy.run.study.label_and_machine', source)
     study = FamilyStudy('mixed', **smoke)
     with pytest.raises(ValueError, match='The workers of the cluster differ'): run_study(study, client=client)
     assert not read_trials(study.log_path)

@@ -44,7 +44,7 @@ def faulty(name, family, configuration, epochs, seed, *args, **kwargs):
 
 
 def test_a_training_that_takes_its_process_down_is_a_failed_trial(home, smoke, monkeypatch):
-    monkeypatch.setattr('pareto_energy.run.study.Study.training', staticmethod(faulty))
+    monkeypatch.setattr('pareto_energy.run.study.FamilyStudy.training', staticmethod(faulty))
     trials = run_study(FamilyStudy('faults', **smoke | ONE | dict(seeds=list(range(6)), deadline=.5, max_seconds=.5, max_memory_gb=.3)))
     assert [t.status for t in trials] == ['failed']*5 + ['finished'], trials[-1].reason
     assert all(t.attempts == 1 for t in trials)
@@ -147,8 +147,8 @@ def test_a_cpu_clock_that_goes_backwards_stops_the_study_and_blames_no_configura
 
 FULL = '''
 import json, os, sys, warnings
-from pareto_energy.run.study import Study, run_study
-study = Study(**json.loads(sys.argv[1]))
+from pareto_energy.run.study import FamilyStudy, run_study
+study = FamilyStudy(**json.loads(sys.argv[1]))
 folder = study.log_path.parent
 folder.mkdir(parents=True)
 from pareto_energy.front.log import TrialLog
@@ -188,7 +188,7 @@ def test_a_full_disk_loses_nothing(tmp_path, smoke):
 
 @mountable
 def test_a_read_only_folder_is_named(tmp_path, smoke):
-    script = 'import json, sys; from pareto_energy.run.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])))'
+    script = 'import json, sys; from pareto_energy.run.study import FamilyStudy, run_study; run_study(FamilyStudy(**json.loads(sys.argv[1])))'
     done = small_disk(tmp_path, script, smoke | dict(study='ro'), after=f'mount -o remount,ro {tmp_path}')
     assert done.returncode and 'Read-only file system' in done.stderr and 'PARETO_ENERGY_HOME' in done.stderr
 

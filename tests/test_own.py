@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import pytest
 
 from pareto_energy.front.log import read_trials
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 import papermill

@@ -14,16 +14,16 @@ from conftest import errors_of, wait_until
 from pareto_energy.front.log import read_log, read_trials
 
 KEY = ('dataset', 'family', 'strategy', 'seed', 'number')
-SCRIPT = 'import json, sys; from pareto_energy.run.study import Study, run_study; run_study(Study(**json.loads(sys.argv[1])), join="--join" in sys.argv)'
+SCRIPT = 'import json, sys; from pareto_energy.run.study import FamilyStudy, run_study; run_study(FamilyStudy(**json.loads(sys.argv[1])), join="--join" in sys.argv)'
 # imports are paid once: the first study is run by the process itself, the others by forks of it, which can be killed
 ZYGOTE = '''
 import os, sys, json
-from pareto_energy.run.study import Study, run_study
-run_study(Study(**json.loads(sys.stdin.readline())))
+from pareto_energy.run.study import FamilyStudy, run_study
+run_study(FamilyStudy(**json.loads(sys.stdin.readline())))
 for line in sys.stdin:
     pid = os.fork()
     if not pid:
-        run_study(Study(**json.loads(line)))
+        run_study(FamilyStudy(**json.loads(line)))
         os._exit(0)
     print(pid, flush=True)
     print(os.waitpid(pid, 0)[1], flush=True)
