@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
-.PHONY: study test slow lab bench zoo publish readme notebooks docs check licences audit install integrations
+.PHONY: study test slow lab bench families publish parameters readme notebooks docs check licences audit install integrations
 study: install
 	@$(BIN)/pareto-energy run quick
 
@@ -25,15 +25,15 @@ bench: install
 	$(BIN)/papermill nbs/80_bench.overhead.ipynb runs/$(BENCH)/80_bench.overhead.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 
 # every family on every dataset that is at hand, for the chapter of the families on trial; what is done stays done
-zoo: install
+families: install
 	mkdir -p data/published/zoo
-	OMP_NUM_THREADS=1 $(BIN)/python -c 'from pathlib import Path; from pareto_energy.bench.families import sweep_zoo; sweep_zoo(Path("data/published/zoo"))'
+	OMP_NUM_THREADS=1 $(BIN)/python -c 'from pathlib import Path; from pareto_energy.bench.families import sweep_families; sweep_families(Path("data/published/zoo"))'
 
 # the quick study and the benchmarks anew, as those that the chapters show; then `make notebooks readme`
 publish: install
-	$(MAKE) bench BENCH=published/bench
+	PARETO_ENERGY_PUBLISH=1 $(MAKE) bench BENCH=published/bench
 	rm -rf data/published/quick figures/published/quick
-	$(BIN)/pareto-energy run quick -p study=published/quick
+	PARETO_ENERGY_PUBLISH=1 $(BIN)/pareto-energy run quick -p study=published/quick
 
 install: .venv/installed
 
@@ -50,6 +50,10 @@ integrations: .venv/integrations
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,integrations]'
 	touch .venv/installed $@
 
+# the parameters cells of the chapters, from the declarations of the settings and nbs/studies/quick.yaml
+parameters: install
+	$(BIN)/python -c 'from pathlib import Path; from pareto_energy.run.settings import write_parameters_cells; write_parameters_cells(Path("nbs"))'
+
 # nbs/index.ipynb executed, and README.md made from it, without Quarto
 readme: install
 	$(EXECUTE) nbs/index.ipynb
@@ -58,9 +62,9 @@ readme: install
 		--TagRemovePreprocessor.remove_input_tags=remove-input --output-dir . --output README nbs/index.ipynb
 	sed -i 's|\.\./||g' README.md
 
-# execute every chapter where it stands, and store its outputs
-notebooks: install
-	for n in nbs/*.ipynb; do $(EXECUTE) $$n || exit 1; done
+# execute every chapter where it stands, and store its outputs and the tables of the published studies
+notebooks: parameters
+	for n in nbs/*.ipynb; do PARETO_ENERGY_PUBLISH=1 $(EXECUTE) $$n || exit 1; done
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 
@@ -75,6 +79,7 @@ docs: install
 check: install
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
+	$(MAKE) --no-print-directory parameters
 	$(MAKE) --no-print-directory readme
 	git diff --exit-code
 
