@@ -17,7 +17,9 @@ def lookup(
     options, # the names that exist: a dict, or any collection of names
     what:str, # what the names stand for, as it should read in the error
 ): # the value in a dict, else the name itself
-    "Find `name` among `options`, or say which near names exist."
+    """Find `name` among `options`.
+
+    Raises: ValueError that lists the names that exist, and the near ones."""
     if name in options: return options[name] if isinstance(options, dict) else name
     near = difflib.get_close_matches(str(name), map(str, options), cutoff=.65)
     hint = f" Did you mean {' or '.join(near)}?" if near else ''
@@ -35,9 +37,12 @@ def study_path(
     study:str, # letters, digits, '.', '_' and '-', with '/' between folders
     kind:str='data', # 'data', 'figures' or 'runs'
 ) -> Path: # whether it exists or not
-    "Where a study keeps its files of that kind."
+    """Where a study keeps its files of that kind.
+
+    Raises: ValueError for a name that is no plain name."""
     if not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', str(study)):
-        raise ValueError(f"The study name {study!r} is no plain name: use letters, digits, '.', '_' and '-', as in 'quick'.")
+        raise ValueError(f"The study name {study!r} is no plain name: "
+            "use letters, digits, '.', '_' and '-', as in 'quick'.")
     return home()/kind/study
 
 # %% ../nbs/10_core.ipynb #c12b
@@ -46,7 +51,8 @@ def is_read_only(
 ) -> bool:
     "Does a path belong to the published studies, while nothing is being published?"
     published = [(home()/kind/'published').resolve() for kind in ('data', 'figures')]
-    return not os.environ.get('PARETO_ENERGY_PUBLISH') and any(Path(path).resolve().is_relative_to(p) for p in published)
+    return not os.environ.get('PARETO_ENERGY_PUBLISH') and any(Path(path).resolve().is_relative_to(p)
+        for p in published)
 
 @cache
 def _scratch_folder(study, kind): return Path(tempfile.mkdtemp(prefix='pareto_energy-'))
@@ -55,12 +61,14 @@ def output_folder(
     study:str, # as in `study_path`
     kind:str='data', # 'data', 'figures' or 'runs'
 ) -> Path: # an existing folder
-    "The folder that a study's files are written to; a temporary one where the study is read only."
+    """The folder that a study's files are written to; a temporary one where the study is read only.
+
+    Raises: OSError where it can't be made."""
     folder = study_path(study, kind)
     if is_read_only(folder): return _scratch_folder(study, kind)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"Cannot make the folder {folder} ({e.strerror}): name a writable place in PARETO_ENERGY_HOME.") from e
+        raise OSError(f'Cannot make the folder {folder} ({e.strerror}): name a writable place in PARETO_ENERGY_HOME.') from e
     return folder
 
 # %% ../nbs/10_core.ipynb #c14
@@ -68,14 +76,19 @@ def write_text(
     path:Path, # the file
     text:str, # its whole content
 ):
-    "Write a file so that it is there completely or not at all."
-    if is_read_only(path): raise OSError(f'{path} is published and only read: give the study another name, or set PARETO_ENERGY_PUBLISH=1 to publish it anew.')
+    """Write a file so that it is there completely or not at all.
+
+    Raises: OSError where it can't be written, or is published."""
+    if is_read_only(path):
+        raise OSError(f'{path} is published and only read: give the study another name, '
+            'or set PARETO_ENERGY_PUBLISH=1 to publish it anew.')
     part = path.with_name(path.name + '.part')
     try:
         part.write_text(text, encoding='utf-8')
         os.replace(part, path)
     except OSError as e:
-        raise OSError(f"Cannot write {path} ({e.strerror}): make its folder writable, or name another place in PARETO_ENERGY_HOME.") from e
+        raise OSError(f'Cannot write {path} ({e.strerror}): make its folder writable, '
+            'or name another place in PARETO_ENERGY_HOME.') from e
 
 # %% ../nbs/10_core.ipynb #c15
 def read_or_compute(
@@ -97,10 +110,11 @@ def theme() -> dict: # an Altair theme
     "The look of every chart."
     font = 'DejaVu Sans, Liberation Sans, sans-serif'
     label = dict(labelFont=font, titleFont=font, labelFontSize=9, titleFontSize=10, titleFontWeight='normal')
-    return dict(width=360, height=240, config=dict(
-        font=font, view=dict(stroke=None), range=dict(category=COLOURS), axis=dict(gridColor='#e6e6e6', domainColor='#666', tickColor='#666', **label),
-        legend=label, header=label, title=dict(font=font, fontSize=10, fontWeight='normal', anchor='start'),
-        line=dict(color=COLOURS[0]), point=dict(color=COLOURS[0], filled=True, size=45)))
+    axis = dict(gridColor='#e6e6e6', domainColor='#666', tickColor='#666', **label)
+    title = dict(font=font, fontSize=10, fontWeight='normal', anchor='start')
+    return dict(width=360, height=240, config=dict(font=font, view=dict(stroke=None), range=dict(category=COLOURS),
+        axis=axis, legend=label, header=label, title=title, line=dict(color=COLOURS[0]),
+        point=dict(color=COLOURS[0], filled=True, size=45)))
 
 # %% ../nbs/10_core.ipynb #c19
 def use_theme():
@@ -126,4 +140,5 @@ def log_axis(
     "A logarithmic axis around the values, with round ticks."
     import altair as alt
     low, high = min(values)/1.2, max(values)*1.2
-    return dict(scale=alt.Scale(type='log', domain=[low, high], nice=False), axis=alt.Axis(values=round_ticks(low, high), format=format))
+    scale = alt.Scale(type='log', domain=[low, high], nice=False)
+    return dict(scale=scale, axis=alt.Axis(values=round_ticks(low, high), format=format))

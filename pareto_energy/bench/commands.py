@@ -19,10 +19,12 @@ def benchmark(
     data: Annotated[Path, typer.Option(help='Folder with summary_train.csv and summary_power_GPU.csv.')],
     gpu: Annotated[str, typer.Option(help='The GPU in the name of the power file, such as a40 or v100.')],
     workload: Annotated[str, typer.Option(help='A dataset in the files, such as squad.')],
-    strategy: Annotated[list[str], typer.Option(help='trajectory, qlognehvi, random, optuna-tpe, ax, …; may be repeated.')] = ('trajectory', 'qlognehvi', 'random'),
+    strategy: Annotated[list[str], typer.Option(help='trajectory, qlognehvi, random, optuna-tpe, ax, …; may be '
+    'repeated.')] = ('trajectory', 'qlognehvi', 'random'),
     seeds: Annotated[int, typer.Option(min=1, help='Searches of each strategy.')] = 5,
     runs: Annotated[int, typer.Option(min=1, help='Training runs of each search.')] = 40,
-    json_: Annotated[Path, typer.Option('--json', help='File of the results: for each search, after every run, share (of the true hypervolume), joules (so far) and ask_seconds.')] = None,
+    json_: Annotated[Path, typer.Option('--json', help='File of the results: for each search, after every run, share '
+    '(of the true hypervolume), joules (so far) and ask_seconds.')] = None,
 ):
     "Compare strategies on recorded training runs: what share of the true front is found, for how many joules."
     import tempfile
@@ -30,13 +32,18 @@ def benchmark(
     with exit_on_error(2), tempfile.TemporaryDirectory() as folder:
         table = zeus_table(data, gpu, workload)
         typer.echo(f'{table.name}: {len(table.keys)} configurations, runs of up to {table.epochs} epochs.')
-        print_searches(cost_to_target(compare(table, strategy, range(seeds), runs, json_ or Path(folder)/'benchmark.json', after=lambda s: typer.echo(f"  {s['strategy']} {s['seed']}: {s['share'][-1]:.3f} for {s['joules'][-1]:.3g} J", err=True))))
+        print_searches(cost_to_target(compare(table, strategy, range(seeds), runs,
+            json_ or Path(folder)/'benchmark.json',
+            after=lambda s: typer.echo(f"  {s['strategy']} {s['seed']}: {s['share'][-1]:.3f} for "
+            f"{s['joules'][-1]:.3g} J", err=True))))
 
 def print_searches(
     table, # from `search.cost_to_target`
 ):
     "What each strategy needs, as text."
     number = lambda x: 'not reached' if x == float('inf') else f'{x:.3g}'
-    names = dict(strategy='strategy', seeds='seeds', share='share at the end', runs='runs to 95 %', joules='joules to 95 %', asking='asking (s a run)')
-    text = table.assign(share=table.share.map('{:.3f}'.format), runs=table.runs.map(number), joules=table.joules.map(number), asking=table.asking.map('{:.2f}'.format))
+    names = dict(strategy='strategy', seeds='seeds', share='share at the end', runs='runs to 95 %',
+        joules='joules to 95 %', asking='asking (s a run)')
+    text = table.assign(share=table.share.map('{:.3f}'.format), runs=table.runs.map(number),
+        joules=table.joules.map(number), asking=table.asking.map('{:.2f}'.format))
     print_table(text[[*names]].rename(columns=names), 'medians over the seeds', ('strategy',))

@@ -36,7 +36,8 @@ def cold_starts(
     return [dict(command=name, median=statistics.median(s), least=min(s), most=max(s)) for name, s in seconds.items()]
 
 # %% ../../nbs/80_bench.overhead.ipynb #z01s
-SWEEP_SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 256)), cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),
+SWEEP_SIZES = dict(logistic=('fraction', (.1, .3, 1.)), svm=('fraction', (.1, .3, 1.)), mlp=('width', (8, 32, 256)),
+    cnn=('channels', (4, 12, 24)), resnet=('channels', (4, 8, 16)),
     gru=('width', (16, 32, 64)), transformer=('width', (16, 32, 64)), gbdt=('leaves', (4, 12, 31)))
 
 # %% ../../nbs/80_bench.overhead.ipynb #c08
@@ -57,14 +58,16 @@ def _bare(family, configuration, data, epochs, seed):
     model, _, generator = init_run(family, configuration, data, seed, 'cpu')
     optimiser = make_optimiser(model.parameters(), configuration, fused=True)
     features, targets = data_tensors(data, 'train', 'cpu')
-    batches = lambda: ((features[i], targets[i]) for i in torch.randperm(len(targets), generator=generator).split(configuration['batch']))
+    batches = lambda: ((features[i], targets[i])
+        for i in torch.randperm(len(targets), generator=generator).split(configuration['batch']))
     return _timed(lambda: [_steps(family, data, model, optimiser, batches()) for _ in range(epochs)])
 
 def _with_loader(family, configuration, data, epochs, seed):
     "Train from a DataLoader; its settings, the optimiser's and the threads as they are by default."
     model, _, generator = init_run(family, configuration, data, seed, 'cpu')
     optimiser = make_optimiser(model.parameters(), configuration)
-    loader = DataLoader(TensorDataset(*data_tensors(data, 'train', 'cpu')), configuration['batch'], shuffle=True, generator=generator)
+    loader = DataLoader(TensorDataset(*data_tensors(data, 'train', 'cpu')), configuration['batch'], shuffle=True,
+        generator=generator)
     torch.set_num_threads(os.cpu_count())
     try: return _timed(lambda: [_steps(family, data, model, optimiser, loader) for _ in range(epochs)])
     finally: torch.set_num_threads(1)
@@ -72,7 +75,9 @@ def _with_loader(family, configuration, data, epochs, seed):
 def _metered(family, configuration, data, epochs, seed, meter):
     "The study's run: wall-clock seconds of its laps, and of all."
     features, _ = data_tensors(data, 'validation', 'cpu')
-    def run(): train_once(window, family, configuration, data, epochs, seed, evaluate=lambda model: predict_scores(model, features))
+    def run():
+        train_once(window, family, configuration, data, epochs, seed,
+            evaluate=lambda model: predict_scores(model, features))
     with meter.window() as window: whole = _timed(run)
     return sum(r.seconds for r in window.laps), whole
 
@@ -87,17 +92,20 @@ def loop_overhead(
 ) -> list: # for each family, size and batch: median and quartiles of the ratio to the bare loop
     "Seconds of the study's loop and of a DataLoader's, as multiples of a bare loop's."
     torch.set_num_threads(1)
-    return [dict(family=family, size=size, batch=batch, **row) for family, name in families.items() for size, c in _sizes(family).items() for batch in (c['batch'], LARGE)
+    return [dict(family=family, size=size, batch=batch, **row) for family, name in families.items()
+        for size, c in _sizes(family).items() for batch in (c['batch'], LARGE)
         for row in _overhead(meter, family, c | dict(batch=batch), load_dataset(name), seconds, turns)]
 
 def _sizes(family):
     "Its default configuration, and that of its smallest network."
     knob, values = SWEEP_SIZES[family]
-    return dict(default=DEFAULTS[family]) | ({} if knob == 'fraction' else dict(small=DEFAULTS[family] | {knob: values[0]}))
+    return dict(default=DEFAULTS[family]) | ({} if knob == 'fraction'
+        else dict(small=DEFAULTS[family] | {knob: values[0]}))
 
 def _overhead(meter, family, c, data, seconds, turns):
     epochs = max(2, round(seconds/min(_bare(family, c, data, 1, 0) for _ in range(2))))
-    readings = np.array([(_bare(family, c, data, epochs, s), *_metered(family, c, data, epochs, s, meter), _with_loader(family, c, data, epochs, s)) for s in range(turns)])
+    readings = np.array([(_bare(family, c, data, epochs, s), *_metered(family, c, data, epochs, s, meter),
+        _with_loader(family, c, data, epochs, s)) for s in range(turns)])
     for what, times in zip(('epochs', 'epochs and evaluations', 'DataLoader'), readings[:, 1:].T):
         low, median, high = np.quantile(times/readings[:, 0], [.25, .5, .75])
         yield dict(dataset=data.name, what=what, ratio=median, lower_quartile=low, upper_quartile=high)
@@ -111,7 +119,8 @@ def thread_ratios(
     "What a second thread does to time and energy."
     rows = []
     for family, name in families.items():
-        ratios = [np.divide(*(_with_threads(family, load_dataset(name), n, s, meter) for n in (2, 1))) for s in range(turns)]
+        ratios = [np.divide(*(_with_threads(family, load_dataset(name), n, s, meter) for n in (2, 1)))
+            for s in range(turns)]
         seconds, joules = np.median(ratios, axis=0)
         rows.append(dict(family=family, dataset=name, seconds=seconds, joules=joules))
     torch.set_num_threads(1)
@@ -140,7 +149,8 @@ def meter_costs(
     def window():
         with meter.window() as w: w.lap()
     def tracker():
-        t = OfflineEmissionsTracker(country_iso_code='GBR', save_to_file=False, log_level='critical', allow_multiple_runs=True)
+        t = OfflineEmissionsTracker(country_iso_code='GBR', save_to_file=False, log_level='critical',
+            allow_multiple_runs=True)
         t.start()
         t.stop()
     window()
@@ -155,22 +165,27 @@ def made_up_study(
     "Write the log of a study that never ran."
     rng, folder = np.random.default_rng(seed), output_folder(study)
     ref_points = {name: dict(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
-    events = [e for name in ref_points for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet')) for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
+    events = [e for name in ref_points for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet'))
+        for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
         for e in _made_up_trial(dict(zip(KEY, (name, family, strategy, s, k))), i, rng)]
-    (folder/'trials.jsonl').write_bytes(b''.join(encode_line(dict(schema=SCHEMA, line=n, **e)) + b'\n' for n, e in enumerate(events, 1)))
+    (folder/'trials.jsonl').write_bytes(b''.join(encode_line(dict(schema=SCHEMA, line=n, **e)) + b'\n'
+        for n, e in enumerate(events, 1)))
     (folder/'reference.json').write_text(json.dumps(ref_points))
     (folder/'study.json').write_text(json.dumps(dict(seeds=list(range(10)), fresh_seeds=5)))
     trials = read_study(study)[0]
     with TrialLog(folder/'trials.jsonl') as log:
-        for name, ref_point in ref_points.items(): _made_up_retraining(log, [t for t in trials if t.dataset == name], ref_point, rng)
+        for name, ref_point in ref_points.items():
+            _made_up_retraining(log, [t for t in trials if t.dataset == name], ref_point, rng)
 
 def _made_up_trial(key, size, rng):
     "The two events of a trial, dearer and better with the size of its family."
-    c = dict(lr=10**rng.uniform(-4, -1), batch=2**int(rng.integers(4, 10)), width=2**int(rng.integers(2, 9)), depth=int(rng.integers(1, 5)), optimiser=str(rng.choice(['adam', 'sgd'])))
+    c = dict(lr=10**rng.uniform(-4, -1), batch=2**int(rng.integers(4, 10)), width=2**int(rng.integers(2, 9)),
+        depth=int(rng.integers(1, 5)), optimiser=str(rng.choice(['adam', 'sgd'])))
     epochs, origin = np.arange(1, 51), dict(source='sobol', seconds=.1, joules=.1)
     utility = (.4 + .1*size + .02*np.log2(c['width']) - .05*abs(np.log10(c['lr']) + 2))*(1 - np.exp(-epochs/8)) + .01*rng.normal(size=50)
     joules = epochs*.01*(size + 1)*c['width']**.7*c['depth']/c['batch']**.5*(1 + .02*rng.normal())
-    run = dict(utility=utility.round(5).tolist(), joules=joules.tolist(), se=(.01*joules).tolist(), seconds=joules[-1]/4, parameters=100*c['width']*c['depth'], flops=1e6*c['width'], repeats=2,
+    run = dict(utility=utility.round(5).tolist(), joules=joules.tolist(), se=(.01*joules).tolist(),
+        seconds=joules[-1]/4, parameters=100*c['width']*c['depth'], flops=1e6*c['width'], repeats=2,
         inference=dict(joules=.001*c['width'], se=1e-5, spent=.1), interference=dict(others=0., stolen=0.))
     claim = dict(configuration=c, origin=origin, label='simulated', machine_id='simulated')
     yield dict(event='started', **key, **claim)
@@ -181,7 +196,9 @@ def _made_up_retraining(log, trials, ref_point, rng):
     by_key = {t.key: t for t in trials}
     for r in select_representatives(pareto_front(trajectory_points(trials)), 6, ref_point).itertuples(index=False):
         t, noise = by_key[tuple(r[:5])], lambda: 1 + .01*rng.normal()
-        for s in range(5): log.append('retrained', t.key, epoch=int(r.epoch), fresh_seed=1000 + s, utility=r.utility*noise(), test=r.utility*noise(), joules=r.joules*noise(), inference=t.run['inference']['joules']*noise(), spent=1.)
+        for s in range(5):
+            log.append('retrained', t.key, epoch=int(r.epoch), fresh_seed=1000 + s, utility=r.utility*noise(),
+                test=r.utility*noise(), joules=r.joules*noise(), inference=t.run['inference']['joules']*noise(), spent=1.)
 
 # %% ../../nbs/80_bench.overhead.ipynb #a02
 def conclude(
@@ -197,17 +214,29 @@ def conclude(
         took[part] = took.get(part, 0.) + clock() - start
         return result
     trials, ref_points, _ = timed('read', lambda: read_study(study))
-    curves, near, reached = timed('compare', lambda: (comparison.search_progress(trials, ref_points), comparison.indicators(trials, ref_points), comparison.attainment(trials, ref_points)))
+    curves, near, reached = timed('compare',
+        lambda: (comparison.search_progress(trials, ref_points), comparison.indicators(trials, ref_points),
+        comparison.attainment(trials, ref_points)))
     timed('compare', lambda: (comparison.compare(curves), comparison.compare(curves, 'family', ['dataset'])))
     matters = timed('importance', lambda: (importance.study_importances(trials), importance.stand_ins(trials)))[0]
     table = timed('analyse', lambda: analysis.front_table(analysis.retrained_points(trials), ref_points))
-    timed('analyse', lambda: (analysis.bill(trials), [analysis.ownership(t, ref_points[name]) for name, t in trajectory_points(trials).groupby('dataset')]))
-    fronts, by_trials, by_joules = timed('draw', lambda: (figures.family_fronts(trials, ref_points), comparison.trial_bands(curves), comparison.joule_bands(curves)))
-    charts = dict(front=lambda w: figures.front_chart(fronts, table, 'simulated', w), attainment=lambda w: figures.attainment_chart(reached, 'simulated', w), trials=lambda w: figures.trials_chart(by_trials, w),
-        joules=lambda w: figures.joules_chart(by_joules, 'simulated', w), **{f'importance-{name}': lambda w, t=t: importance.importance_chart(t, w) for name, t in matters.groupby('dataset')})
-    for name, make in charts.items(): timed('draw', lambda: figures.save(figures.fitted(make, figures.PAGE), output_folder(study, 'figures'), name))
-    timed('draw', lambda: figures.save(figures.fitted(lambda w: figures.savings_chart(table, w), figures.COLUMN), output_folder(study, 'figures'), 'savings'))
-    timed('explore', lambda: explorer.explorer_page(explorer.explorer_chart(explorer.explorer_points(trials), 'simulated'), study, 'simulated'))
+    timed('analyse', lambda: (analysis.bill(trials),
+        [analysis.ownership(t, ref_points[name]) for name, t in trajectory_points(trials).groupby('dataset')]))
+    fronts, by_trials, by_joules = timed('draw',
+        lambda: (figures.family_fronts(trials, ref_points), comparison.trial_bands(curves),
+        comparison.joule_bands(curves)))
+    charts = dict(front=lambda w: figures.front_chart(fronts, table, 'simulated', w),
+        attainment=lambda w: figures.attainment_chart(reached, 'simulated', w),
+        trials=lambda w: figures.trials_chart(by_trials, w),
+        joules=lambda w: figures.joules_chart(by_joules, 'simulated', w),
+        **{f'importance-{name}': lambda w, t=t: importance.importance_chart(t, w)
+        for name, t in matters.groupby('dataset')})
+    for name, make in charts.items():
+        timed('draw', lambda: figures.save(figures.fitted(make, figures.PAGE), output_folder(study, 'figures'), name))
+    timed('draw', lambda: figures.save(figures.fitted(lambda w: figures.savings_chart(table, w), figures.COLUMN),
+        output_folder(study, 'figures'), 'savings'))
+    timed('explore', lambda: explorer.explorer_page(explorer.explorer_chart(explorer.explorer_points(trials),
+        'simulated'), study, 'simulated'))
     return took | dict(total=sum(took.values()), gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20)
 
 def conclusion_costs(
@@ -217,7 +246,8 @@ def conclusion_costs(
     rows, code = [], 'import json; from pareto_energy.bench.overhead import conclude, made_up_study; from pareto_energy.core import use_theme; use_theme(); {}'
     for n in sizes:
         with tempfile.TemporaryDirectory() as home:
-            do = lambda what: subprocess.run([sys.executable, '-c', code.format(what)], env=os.environ | dict(PARETO_ENERGY_HOME=home), capture_output=True, text=True, check=True).stdout
+            do = lambda what: subprocess.run([sys.executable, '-c', code.format(what)],
+                env=os.environ | dict(PARETO_ENERGY_HOME=home), capture_output=True, text=True, check=True).stdout
             do(f'made_up_study({n})')
             rows.append(dict(trials=n) | json.loads(do("print(json.dumps(conclude('made-up')))")))
     return rows

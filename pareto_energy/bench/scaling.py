@@ -22,7 +22,8 @@ def formula_run(name, family, configuration, epochs, seed, *_, sleep:float=0., *
     e, lr = np.arange(1, epochs + 1), np.log10(configuration['lr'])
     utility = (.95 - .1*abs(lr + 2))*(1 - np.exp(-e*10**(lr + 2)/5))
     joules = e*20/configuration['batch']**.5
-    return Run(utility.tolist(), None, joules.tolist(), [None]*epochs, float(joules[-1]), sleep, sleep, 0., 1, None, 1, {}, {}, {}, 0., {})
+    return Run(utility.tolist(), None, joules.tolist(), [None]*epochs, float(joules[-1]), sleep, sleep, 0., 1, None, 1,
+        {}, {}, {}, 0., {})
 
 class SyntheticStudy(FamilyStudy):
     "A study whose trials are made up."
@@ -34,7 +35,9 @@ def synthetic_study(
     strategy:str='random',
 ) -> SyntheticStudy:
     "Searches over the space of logistic regression."
-    return SyntheticStudy('rehearsal', ['digits'], ['logistic'], [strategy], list(range(searches)), trials, 5, 10, repeats=1, front_points=1, fresh_seeds=1, meter='simulated', deadline=None, calibration_every=10**6, min_gain_per_cost=0)
+    return SyntheticStudy('rehearsal', ['digits'], ['logistic'], [strategy], list(range(searches)), trials, 5, 10,
+        repeats=1, front_points=1, fresh_seeds=1, meter='simulated', deadline=None, calibration_every=10**6,
+        min_gain_per_cost=0)
 
 # %% ../../nbs/82_bench.scaling.ipynb #e01
 def long_study(
@@ -50,8 +53,10 @@ def long_study(
         memory, path = psutil.Process().memory_info().rss/2**20, study_path('rehearsal')/'trials.jsonl'
         opening, contents = _timed(lambda: read_log(path))
         study, earlier = synthetic_study(n), [t for t in contents.trials.values() if t.status == 'finished']
-        thinking = min(_timed(lambda: STRATEGIES['trajectory'](study.search('digits', 'logistic'), earlier, seed))[0] for seed in range(2))
-        rows.append(dict(trials=n, trial_seconds=each, megabytes=memory, opening=opening, log_megabytes=path.stat().st_size/2**20, suggestion=thinking))
+        thinking = min(_timed(lambda: STRATEGIES['trajectory'](study.search('digits', 'logistic'), earlier, seed))[0]
+            for seed in range(2))
+        rows.append(dict(trials=n, trial_seconds=each, megabytes=memory, opening=opening,
+            log_megabytes=path.stat().st_size/2**20, suggestion=thinking))
         done = n
     return rows
 
@@ -66,7 +71,8 @@ def in_new_process(
     "The result of a call, in a process and a folder of its own."
     with tempfile.TemporaryDirectory() as home:
         code = f'import json; from pareto_energy import endurance; print(json.dumps(endurance.{call}))'
-        done = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PARETO_ENERGY_HOME=home, OMP_NUM_THREADS='1'), capture_output=True, text=True)
+        done = subprocess.run([sys.executable, '-c', code],
+            env=os.environ | dict(PARETO_ENERGY_HOME=home, OMP_NUM_THREADS='1'), capture_output=True, text=True)
         if done.returncode: raise RuntimeError(done.stderr)
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -87,7 +93,8 @@ def scale_out(
     for n in workers:
         study = synthetic_study(each, n)
         study.study, study.training = f'on-{n}', sleeping_run
-        with LocalCluster(n_workers=n, threads_per_worker=1, processes=False, memory_limit=None, resources=dict(meter=1), dashboard_address=None) as cluster, Client(cluster) as client:
+        with LocalCluster(n_workers=n, threads_per_worker=1, processes=False, memory_limit=None,
+            resources=dict(meter=1), dashboard_address=None) as cluster, Client(cluster) as client:
             seconds, _ = _timed(lambda: run_study(study, client=client))
         rows.append(dict(workers=n, trials=n*each, seconds=seconds, busy=each/seconds))
     return rows
@@ -101,7 +108,8 @@ def trial_overhead(
     there = synthetic_study(n)
     there.study = 'there'
     alone, _ = _timed(lambda: run_study(here))
-    with LocalCluster(n_workers=1, threads_per_worker=1, resources=dict(meter=1), dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=1, threads_per_worker=1, resources=dict(meter=1),
+        dashboard_address=None) as cluster, Client(cluster) as client:
         client.run(pending_trials, there, {})
         remote, _ = _timed(lambda: run_study(there, client=client))
     return dict(here=alone/n, cluster=remote/n)

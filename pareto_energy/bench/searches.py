@@ -59,7 +59,8 @@ class TabularBenchmark:
         points, # (values of a configuration, epochs)
     ) -> float: # in units of the box between floor and best utility, least and most log10 J
         "True hypervolume of models."
-        a = np.array([[(self.mean[k][e - 1] - self.floor)/(self.top - self.floor), (math.log10(self.rates[k]*e) - self.span[0])/(self.span[1] - self.span[0])] for k, e in points])
+        a = np.array([[(self.mean[k][e - 1] - self.floor)/(self.top - self.floor),
+            (math.log10(self.rates[k]*e) - self.span[0])/(self.span[1] - self.span[0])] for k, e in points])
         return moocore.hypervolume(a, ref=[0., 1.], maximise=[True, False])
 
 # %% ../../nbs/81_bench.searches.ipynb #s06
@@ -75,7 +76,8 @@ def _read(path, columns, expected='summary_train.csv and summary_power_<gpu>.csv
 def _staircase(run, epochs, floor, sign):
     "Best target reached after each epoch."
     utility = np.full(epochs, floor)
-    for r in run.dropna(subset='target_epoch').sort_values('target_epoch').itertuples(): utility[int(r.target_epoch) - 1:] = np.maximum(utility[int(r.target_epoch) - 1:], sign*r.target_metric)
+    for r in run.dropna(subset='target_epoch').sort_values('target_epoch').itertuples():
+        utility[int(r.target_epoch) - 1:] = np.maximum(utility[int(r.target_epoch) - 1:], sign*r.target_metric)
     return utility
 
 def zeus_table(
@@ -84,8 +86,10 @@ def zeus_table(
     workload:str, # a dataset in these files
 ) -> TabularBenchmark:
     "A workload on a GPU."
-    train = _read(Path(folder)/'summary_train.csv', ['dataset', 'batch_size', 'optimizer', 'run', 'target_metric', 'target_epoch'])
-    power = _read(Path(folder)/f'summary_power_{gpu}.csv', ['dataset', 'batch_size', 'optimizer', 'power_limit', 'time_per_epoch', 'average_power'])
+    train = _read(Path(folder)/'summary_train.csv',
+        ['dataset', 'batch_size', 'optimizer', 'run', 'target_metric', 'target_epoch'])
+    power = _read(Path(folder)/f'summary_power_{gpu}.csv',
+        ['dataset', 'batch_size', 'optimizer', 'power_limit', 'time_per_epoch', 'average_power'])
     lookup(workload, sorted(set(train.dataset) & set(power.dataset)), 'workload')
     train, power = train[train.dataset == workload], power[power.dataset == workload]
     power = power[power.optimizer.str.lower().isin(train.optimizer.str.lower())]
@@ -95,11 +99,16 @@ def zeus_table(
     targets = np.sort(sign*reached.target_metric.unique())
     floor, epochs = targets[0] - (targets[-1] - targets[0])/max(len(targets) - 1, 1), int(reached.target_epoch.max())
     apart = [c for c in ('network', 'optimizer', 'learning_rate', 'run') if c in train]
-    curves = {b: np.array([_staircase(r, epochs, floor, sign) for _, r in g.groupby(apart) if r.target_epoch.notna().any()]) for b, g in train.groupby('batch_size')}
-    rates = {(p.batch_size, p.power_limit): p.time_per_epoch*p.average_power for p in power.itertuples() if len(curves.get(p.batch_size, ()))}
-    if not rates: raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are unknown.')
+    curves = {b: np.array([_staircase(r, epochs, floor, sign) for _, r in g.groupby(apart)
+        if r.target_epoch.notna().any()]) for b, g in train.groupby('batch_size')}
+    rates = {(p.batch_size, p.power_limit): p.time_per_epoch*p.average_power for p in power.itertuples()
+        if len(curves.get(p.batch_size, ()))}
+    if not rates:
+        raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are unknown.')
     values = lambda i: sorted({k[i] for k in rates})
-    return TabularBenchmark(f'{workload} on {gpu}', Space(batch=Ordinal(values(0)), power=Ordinal(values(1), system=True)), epochs, rates, {k: curves[k[0]] for k in rates}, floor)
+    return TabularBenchmark(f'{workload} on {gpu}',
+        Space(batch=Ordinal(values(0)), power=Ordinal(values(1), system=True)), epochs, rates,
+        {k: curves[k[0]] for k in rates}, floor)
 
 # %% ../../nbs/81_bench.searches.ipynb #e01
 CELLS = {4: 'ecnas_4v_full.csv', 5: 'ecnas_5v_measured_4epochs.csv'} # vertices -> file
@@ -110,7 +119,8 @@ def _cell(adjacency, operations, vertices):
     place = [*range(n - 1), vertices - 1]
     edges = {(place[i], place[j]) for i in range(n) for j in range(n) if adjacency[i*n + j] == '1'}
     inner = dict(zip(place[1:-1], operations.split(',')[1:-1]))
-    return (*(int(e in edges) for e in itertools.combinations(range(vertices), 2)), *(inner.get(v, '0') for v in range(1, vertices - 1)))
+    return (*(int(e in edges) for e in itertools.combinations(range(vertices), 2)),
+        *(inner.get(v, '0') for v in range(1, vertices - 1)))
 
 def ecnas_table(
     folder:Path, # with the files of `CELLS`
@@ -118,7 +128,8 @@ def ecnas_table(
 ) -> TabularBenchmark:
     "Cells of convolutional networks."
     path = Path(folder)/CELLS[vertices]
-    cells = _read(path, ['adjacency', 'ops', 'val_acc', 'energy_kwh'], path.name + ', as published by EC-NAS', dtype=dict(adjacency=str))
+    cells = _read(path, ['adjacency', 'ops', 'val_acc', 'energy_kwh'], path.name + ', as published by EC-NAS',
+        dtype=dict(adjacency=str))
     if 'epochs' not in cells: cells = cells.assign(epochs=4)
     keys, epochs = [_cell(a, o, vertices) for a, o in zip(cells.adjacency, cells.ops)], cells.epochs.max()//4
     curves, rates = {k: np.zeros(epochs) for k in keys}, {}
@@ -126,13 +137,18 @@ def ecnas_table(
     for k, c in sorted(zip(keys, cells.itertuples()), key=lambda kc: kc[1].epochs):
         curves[k][c.epochs//4 - 1:] = c.val_acc/percent
         rates.setdefault(k, c.energy_kwh*3.6e6/(c.epochs//4))
-    space = Space({f'edge_{i}{j}': Ordinal([0, 1]) for i, j in itertools.combinations(range(vertices), 2)} | {f'operation_{v}': Categorical(['0', '1', '2']) for v in range(1, vertices - 1)})
-    return TabularBenchmark(f'EC-NAS, {vertices} vertices', space, int(epochs), rates, {k: c[None] for k, c in curves.items()}, .1)
+    space = Space({f'edge_{i}{j}': Ordinal([0, 1])
+        for i, j in itertools.combinations(range(vertices), 2)} | {f'operation_{v}': Categorical(['0', '1', '2'])
+        for v in range(1, vertices - 1)})
+    return TabularBenchmark(f'EC-NAS, {vertices} vertices', space, int(epochs), rates,
+        {k: c[None] for k, c in curves.items()}, .1)
 
 # %% ../../nbs/81_bench.searches.ipynb #o01
 OWN_EPOCHS, OWN_SEEDS = 40, 3 # of a run; runs of each configuration
-OWN_TABLES = dict(digits=('mlp', Space(lr=Ordinal([3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordinal([16, 64, 256, 1024]), width=Ordinal([8, 32, 128]), depth=Ordinal([1, 2, 3]))),
-    mnist1d=('cnn', Space(lr=Ordinal([3e-4, 1e-3, 3e-3, 1e-2, 3e-2]), batch=Ordinal([32, 128, 512]), channels=Ordinal([4, 8, 16]), depth=Ordinal([1, 2, 3]))))
+OWN_TABLES = dict(digits=('mlp', Space(lr=Ordinal([3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+    batch=Ordinal([16, 64, 256, 1024]), width=Ordinal([8, 32, 128]), depth=Ordinal([1, 2, 3]))),
+    mnist1d=('cnn', Space(lr=Ordinal([3e-4, 1e-3, 3e-3, 1e-2, 3e-2]), batch=Ordinal([32, 128, 512]),
+    channels=Ordinal([4, 8, 16]), depth=Ordinal([1, 2, 3]))))
 
 def train_all(
     name:str, # in OWN
@@ -144,8 +160,10 @@ def train_all(
     (family, space), data = OWN_TABLES[name], load_dataset(name)
     def one(configuration):
         run = train(family, DEFAULTS[family] | configuration, data, epochs, seed, meter, repeats=1)
-        return dict(configuration=configuration, joules=round(run.joules[-1]/epochs, 6), utility=[round(u, 4) for u in run.utility])
-    return dict(label=meter.label, machine=meter.machine_id, runs=[one(dict(zip(space, values))) for values in itertools.product(*(p.options for p in space.values()))])
+        return dict(configuration=configuration, joules=round(run.joules[-1]/epochs, 6),
+            utility=[round(u, 4) for u in run.utility])
+    return dict(label=meter.label, machine=meter.machine_id,
+        runs=[one(dict(zip(space, values))) for values in itertools.product(*(p.options for p in space.values()))])
 
 def own_table(
     folder:Path, # with the runs of each seed
@@ -155,12 +173,16 @@ def own_table(
     "A grid of our own models."
     family, space = lookup(name, OWN_TABLES, 'table of our own')
     def measured(seed):
-        if meter is None: raise FileNotFoundError(f'{folder} has no runs of {family} on {name} with seed {seed}: give own_table a meter to measure them.')
+        if meter is None:
+            raise FileNotFoundError(f'{folder} has no runs of {family} on {name} with seed {seed}: give own_table a '
+                'meter to measure them.')
         return train_all(name, seed, meter)
-    seeds = [read_or_compute(Path(folder)/f'{name}-{family}-{seed}.json', lambda: measured(seed))['runs'] for seed in range(OWN_SEEDS)]
+    seeds = [read_or_compute(Path(folder)/f'{name}-{family}-{seed}.json', lambda: measured(seed))['runs']
+        for seed in range(OWN_SEEDS)]
     by_key = {tuple(rs[0]['configuration'].values()): rs for rs in zip(*seeds)}
     runs = {k: np.array([r['utility'] for r in rs]) for k, rs in by_key.items()}
-    return TabularBenchmark(f'{family} on {name}', space, next(iter(runs.values())).shape[1], {k: float(np.mean([r['joules'] for r in rs])) for k, rs in by_key.items()}, runs, .1)
+    return TabularBenchmark(f'{family} on {name}', space, next(iter(runs.values())).shape[1],
+        {k: float(np.mean([r['joules'] for r in rs])) for k, rs in by_key.items()}, runs, .1)
 
 # %% ../../nbs/81_bench.searches.ipynb #s10
 def with_epochs(
@@ -175,7 +197,8 @@ def _apart(configuration):
     return rest, rest.pop('epochs', 1)
 
 def _trial(number, configuration, utility, joules, **origin):
-    return Trial('table', 'table', 'table', 0, number, configuration, origin, 'measured', 'table', 'finished', dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
+    return Trial('table', 'table', 'table', 0, number, configuration, origin, 'measured', 'table', 'finished',
+        dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
 
 def _draw(table, key, rng):
     runs, joules = table.runs[key], table.rates[key]*np.arange(1, table.epochs + 1)
@@ -192,14 +215,17 @@ class TrajectorySearcher:
     def ask(self): # configuration, epochs
         self.plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
         n_initial = len(self.trials) < self.search.n_initial
-        configuration = (sobol_strategy(self.search, self.trials, self.seed) if n_initial and not self.centre else self.plan).configuration
+        configuration = (sobol_strategy(self.search, self.trials, self.seed) if n_initial and not self.centre
+            else self.plan).configuration
         return configuration, short_epochs(self.search, []) if n_initial and not self.brief else self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         origin = dict(expected=self.plan.expected) if self.plan.expected else {}
-        return self.stop and not should_continue(self.search, self.trials, _trial(len(self.trials), configuration, utility, joules, **origin), self.seed)
+        return self.stop and not should_continue(self.search, self.trials,
+            _trial(len(self.trials), configuration, utility, joules, **origin), self.seed)
 
-    def tell(self, configuration, epochs, utility, joules): self.trials.append(_trial(len(self.trials), configuration, utility, joules))
+    def tell(self, configuration, epochs, utility, joules):
+        self.trials.append(_trial(len(self.trials), configuration, utility, joules))
 
 class FinalEpochSearcher:
     "Any other of our strategies on a table: epochs are a dimension."
@@ -217,11 +243,13 @@ class FinalEpochSearcher:
 def _need(name):
     import importlib
     try: return importlib.import_module(name)
-    except ImportError as e: raise ImportError(f"{name.split('.')[0]} is not installed: pip install 'pareto_energy[bench]'.") from e
+    except ImportError as e:
+        raise ImportError(f"{name.split('.')[0]} is not installed: pip install 'pareto_energy[bench]'.") from e
 
 def _to_indices(space, configuration):
     "Ordered numbers as whole numbers from 0, which every library knows."
-    return {n: p.options.index(configuration[n]) if isinstance(p, Ordinal) else configuration[n] for n, p in space.items()}
+    return {n: p.options.index(configuration[n]) if isinstance(p, Ordinal) else configuration[n]
+        for n, p in space.items()}
 
 def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordinal) else values[n] for n, p in space.items()}
@@ -235,18 +263,23 @@ class OptunaSearcher:
     def __init__(self, sampler, table, seed, n_initial, from_centre=False):
         optuna = _need('optuna')
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_initial), gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=n_initial),
+        make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_initial),
+            gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=n_initial),
             nsga2=lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10))
-        self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
+        self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'],
+            sampler=make[sampler]())
         d = optuna.distributions
-        self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Categorical) else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordinal) else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
+        self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Categorical)
+            else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordinal)
+            else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
         for c in _initial_design(self.space, n_initial, seed, from_centre): self.study.enqueue_trial(c)
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
         return _apart(_from_indices(self.space, self.trial.params))
 
-    def tell(self, configuration, epochs, utility, joules): self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
+    def tell(self, configuration, epochs, utility, joules):
+        self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
 
 class AxSearcher:
     "Ax with its own choice of method."
@@ -257,8 +290,12 @@ class AxSearcher:
             if name.startswith('ax'): logging.getLogger(name).setLevel(logging.ERROR)
         self.space, self.client = with_epochs(table), client.Client(random_seed=seed)
         def parameter(n, p):
-            if isinstance(p, Categorical): return configs.ChoiceParameterConfig(name=n, values=list(p.options), parameter_type='str', is_ordered=False)
-            return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1), parameter_type='int') if isinstance(p, Ordinal) else configs.RangeParameterConfig(name=n, bounds=(p.low, p.high), parameter_type='int', scaling='log')
+            if isinstance(p, Categorical):
+                return configs.ChoiceParameterConfig(name=n, values=list(p.options), parameter_type='str',
+                    is_ordered=False)
+            return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1),
+                parameter_type='int') if isinstance(p, Ordinal) else configs.RangeParameterConfig(name=n,
+                bounds=(p.low, p.high), parameter_type='int', scaling='log')
         self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
         self.first = _initial_design(self.space, n_initial, seed, True)
@@ -268,11 +305,18 @@ class AxSearcher:
         else: (self.index, values), = self.client.get_next_trials(1).items()
         return _apart(_from_indices(self.space, values))
 
-    def tell(self, configuration, epochs, utility, joules): self.client.complete_trial(self.index, raw_data=dict(utility=float(utility[-1]), energy=math.log10(joules[-1])))
+    def tell(self, configuration, epochs, utility, joules):
+        self.client.complete_trial(self.index, raw_data=dict(utility=float(utility[-1]), energy=math.log10(joules[-1])))
 
 # %% ../../nbs/81_bench.searches.ipynb #s14
-SEARCHERS = {name: partial(FinalEpochSearcher, name) for name in STRATEGIES} | dict(trajectory=TrajectorySearcher, ax=AxSearcher) | {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', 'nsga2')}
-ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_lengthscale=MIN_LENGTHSCALE), 'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.), 'trajectory-no-stopping': partial(TrajectorySearcher, stop=False), 'trajectory-no-centre': partial(TrajectorySearcher, centre=False), 'trajectory-not-brief': partial(TrajectorySearcher, brief=False), 'trajectory-no-system': partial(TrajectorySearcher, system=False)}
+SEARCHERS = {name: partial(FinalEpochSearcher, name) for name in STRATEGIES} | dict(trajectory=TrajectorySearcher,
+    ax=AxSearcher) | {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', 'nsga2')}
+ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_lengthscale=MIN_LENGTHSCALE),
+    'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.),
+    'trajectory-no-stopping': partial(TrajectorySearcher, stop=False),
+    'trajectory-no-centre': partial(TrajectorySearcher, centre=False),
+    'trajectory-not-brief': partial(TrajectorySearcher, brief=False),
+    'trajectory-no-system': partial(TrajectorySearcher, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(OptunaSearcher, 'gp', from_centre=True)}
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
@@ -286,7 +330,8 @@ def search_table(
 ) -> dict: # strategy, seed, and of every run: the number of its configuration in the table, its epochs, and after it the share of the true hypervolume, that with every epoch counted, joules so far, and seconds of asking
     "One search on a table."
     whole_runs = name in WHOLE_RUNS
-    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL, **changes)
+    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed,
+        min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL, **changes)
     rng, seen, every, spent = np.random.default_rng([seed, 1]), set(), set(), 0.
     out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[], chosen=[])
     for _ in range(runs):
@@ -313,7 +358,8 @@ def search_table(
         out['share_of_all_epochs'].append(table.covered(every)/table.whole)
         out['share'].append(out['share_of_all_epochs'][-1] if whole_runs else table.covered(seen)/table.whole)
         out['joules'].append(float(spent)); out['ask_seconds'].append(asking); out['epochs'].append(int(length)); out['chosen'].append(table.keys.index(key))
-    return out | {k: [round(v, d) for v in out[k]] for k, d in dict(share=5, share_of_all_epochs=5, ask_seconds=3).items()} | dict(joules=[float(f'{j:.8g}') for j in out['joules']])
+    return out | {k: [round(v, d) for v in out[k]] for k, d in dict(share=5, share_of_all_epochs=5,
+        ask_seconds=3).items()} | dict(joules=[float(f'{j:.8g}') for j in out['joules']])
 
 # %% ../../nbs/81_bench.searches.ipynb #s17
 def run_benchmark(
@@ -329,7 +375,9 @@ def run_benchmark(
     head = dict(table=table.name, configurations=len(table.keys), epochs=table.epochs, hypervolume=table.whole, runs=runs)
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else head | dict(searches=[])
     other = [k for k in ('table', 'configurations', 'epochs', 'runs') if kept.get(k) != head[k]]
-    if other: raise ValueError(f"{path} holds another benchmark ({', '.join(f'{k} {kept.get(k)}, not {head[k]}' for k in other)}): name another file.")
+    if other:
+        raise ValueError(f"{path} holds another benchmark "
+            f"({', '.join(f'{k} {kept.get(k)}, not {head[k]}' for k in other)}): name another file.")
     have = {(s['strategy'], s['seed']) for s in kept['searches']}
     for seed in seeds:
         for name in strategies:
@@ -345,8 +393,10 @@ def cost_to_target(
     measure:str='share', # or 'share_of_all_epochs'
 ) -> pd.DataFrame: # strategy, seeds, share at the end, runs and joules to the share (medians; infinite where most don't reach it), seconds of asking
     "What each strategy needs, median over its seeds."
-    def first(s): return next(((n + 1, s['joules'][n]) for n, a in enumerate(s[measure]) if a >= share), (math.inf, math.inf))
-    rows = [dict(strategy=s['strategy'], share=s[measure][-1], runs=first(s)[0], joules=first(s)[1], asking=sum(s['ask_seconds'])/len(s['ask_seconds'])) for s in searches]
+    def first(s):
+        return next(((n + 1, s['joules'][n]) for n, a in enumerate(s[measure]) if a >= share), (math.inf, math.inf))
+    rows = [dict(strategy=s['strategy'], share=s[measure][-1], runs=first(s)[0], joules=first(s)[1],
+        asking=sum(s['ask_seconds'])/len(s['ask_seconds'])) for s in searches]
     groups = pd.DataFrame(rows).groupby('strategy', sort=False)
     return groups.median().assign(seeds=groups.size()).reset_index()
 
@@ -358,7 +408,8 @@ def others_on_all(
     seeds:int=SEEDS_TO_COMPARE, # on each table, at least
 ) -> list: # names in SEARCHERS
     "The searches beside `trajectory`, apart from its variants and from those that were told where to begin."
-    return [n for n in SEARCHERS if n not in (*WHOLE_RUNS, 'optuna-gp-centre') and all(sum(s['strategy'] == n for s in t['searches']) >= seeds for t in tables)]
+    return [n for n in SEARCHERS if n not in (*WHOLE_RUNS, 'optuna-gp-centre')
+        and all(sum(s['strategy'] == n for s in t['searches']) >= seeds for t in tables)]
 
 # %% ../../nbs/81_bench.searches.ipynb #s22
 def against_joules(
@@ -372,7 +423,8 @@ def against_joules(
         mine = [s for s in searches if s['strategy'] == name]
         at = np.array([np.append(0., s['share'])[np.searchsorted(s['joules'], grid, side='right')] for s in mine])
         at[:, grid > min(s['joules'][-1] for s in mine)] = np.nan
-        rows += [dict(strategy=name, joules=j, low=l, mid=m, high=h) for j, l, m, h in zip(grid, *np.quantile(at, [.25, .5, .75], axis=0)) if not np.isnan(m)]
+        rows += [dict(strategy=name, joules=j, low=l, mid=m, high=h)
+            for j, l, m, h in zip(grid, *np.quantile(at, [.25, .5, .75], axis=0)) if not np.isnan(m)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/81_bench.searches.ipynb #s26
@@ -383,7 +435,9 @@ def same_seeds(
     "The tables with those seeds only that each of the searches had."
     def paired(table):
         seeds = set.intersection(*({s['seed'] for s in table['searches'] if s['strategy'] == n} for n in names))
-        if not seeds: raise ValueError(f"{table['table']} has no seed of all of {', '.join(names)}: search it with each of them (benchmark), or leave the table out.")
+        if not seeds:
+            raise ValueError(f"{table['table']} has no seed of all of {', '.join(names)}: search it with each of them "
+                "(benchmark), or leave the table out.")
         return table | dict(searches=[s for s in table['searches'] if s['seed'] in seeds])
     return [paired(t) for t in tables]
 
@@ -395,17 +449,23 @@ def compare_with_best(
 ) -> pd.DataFrame: # a row for each table: what `trajectory` and the best of the others need to the share, and their shares at the end
     "`trajectory` beside the best of the others on each table, chosen with hindsight."
     def row(searches):
-        needs = cost_to_target([s for s in searches if s['strategy'] in ('trajectory', *others)], share, measure).set_index('strategy')
+        needs = cost_to_target([s for s in searches if s['strategy'] in ('trajectory', *others)], share,
+            measure).set_index('strategy')
         ours, rest = needs.loc['trajectory'], needs.drop('trajectory')
-        return {f'ours, runs to {100*share:.0f} %': ours.runs, 'best other': rest.runs.min(), 'ratio of runs': ours.runs/rest.runs.min(), f'ours, MJ to {100*share:.0f} %': ours.joules/1e6, 'best other (MJ)': rest.joules.min()/1e6,
-            'ratio of joules': ours.joules/rest.joules.min(), 'ours at the end': ours.share, 'best other at the end': rest.share.max()}
+        return {f'ours, runs to {100*share:.0f} %': ours.runs, 'best other': rest.runs.min(),
+            'ratio of runs': ours.runs/rest.runs.min(), f'ours, MJ to {100*share:.0f} %': ours.joules/1e6,
+            'best other (MJ)': rest.joules.min()/1e6,
+            'ratio of joules': ours.joules/rest.joules.min(), 'ours at the end': ours.share,
+            'best other at the end': rest.share.max()}
     return pd.DataFrame({t['table']: row(t['searches']) for t in tables}).T.rename_axis('table').fillna(math.inf)
 
 # %% ../../nbs/81_bench.searches.ipynb #f01
 def _true_models(table, search):
     "True utility and log10 J of the models that count, and the worst corner, so that no search is left out."
-    models = [(table.keys[c], e) for c, n in zip(search['chosen'], search['epochs']) for e in (range(1, n + 1) if search['strategy'] in WHOLE_RUNS else (n,))]
-    return np.array([[table.mean[k][e - 1], math.log10(table.rates[k]*e)] for k, e in models] + [[table.floor, table.span[1]]])
+    models = [(table.keys[c], e) for c, n in zip(search['chosen'], search['epochs']) for e in (range(1, n + 1)
+        if search['strategy'] in WHOLE_RUNS else (n,))]
+    return np.array([[table.mean[k][e - 1], math.log10(table.rates[k]*e)]
+        for k, e in models] + [[table.floor, table.span[1]]])
 
 def attained_share(
     table:TabularBenchmark,
@@ -414,7 +474,8 @@ def attained_share(
 ) -> pd.DataFrame: # strategy, level, utility, joules
     "Attainment surfaces of each strategy by the true means of what it trained."
     names = dict.fromkeys(s['strategy'] for s in searches)
-    return pd.concat([attainment_surfaces([_true_models(table, s) for s in searches if s['strategy'] == n], levels).assign(strategy=n) for n in names], ignore_index=True)
+    return pd.concat([attainment_surfaces([_true_models(table, s) for s in searches if s['strategy'] == n],
+        levels).assign(strategy=n) for n in names], ignore_index=True)
 
 # %% ../../nbs/81_bench.searches.ipynb #v01
 def first_trials(
@@ -425,7 +486,8 @@ def first_trials(
     "The trials of a search that was kept, drawn as they were."
     rng, keys = np.random.default_rng([search['seed'], 1]), [table.keys[i] for i in search['chosen'][:n]]
     drawn = [_draw(table, key, rng) for key in keys]
-    return [_trial(i, dict(zip(table.space, key)), u[:e].tolist(), j[:e].tolist()) for i, (key, (u, j), e) in enumerate(zip(keys, drawn, search['epochs']))]
+    return [_trial(i, dict(zip(table.space, key)), u[:e].tolist(), j[:e].tolist())
+        for i, (key, (u, j), e) in enumerate(zip(keys, drawn, search['epochs']))]
 
 def warm_searches(
     tables:dict, # workload -> table
@@ -441,12 +503,15 @@ def warm_searches(
         for example in (workload, workloads[i - 1]):
             if (workload, example, seed) in have: continue
             earlier = prior_trials(examples[example][seed], 'table', tables[workload].space)
-            kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed, runs, earlier=earlier))
+            kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed,
+                runs, earlier=earlier))
             write_text(path, json.dumps(kept) + '\n')
     return kept
 
 # %% ../../nbs/81_bench.searches.ipynb #q01
-SUGGESTION_RUNS = Space(lr=Ordinal([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]), batch=Ordinal([16, 32, 64, 128, 256, 512, 1024]), width=Ordinal([4, 8, 16, 32, 64, 128, 256]), depth=Ordinal([1, 2, 3, 4]), optimiser=Categorical(['adam', 'sgd']))
+SUGGESTION_RUNS = Space(lr=Ordinal([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+    batch=Ordinal([16, 32, 64, 128, 256, 512, 1024]), width=Ordinal([4, 8, 16, 32, 64, 128, 256]),
+    depth=Ordinal([1, 2, 3, 4]), optimiser=Categorical(['adam', 'sgd']))
 
 def _formula(c, epochs, rng):
     "A trajectory that behaves like training."
@@ -463,7 +528,8 @@ def suggestion_seconds(
     "How long each searcher takes for a suggestion."
     import torch
     torch.set_num_threads(1)
-    return [dict(strategy=name, runs=runs, **_spread([_asked(name, seed, runs, epochs) for seed in range(-1, repeats)][1:])) for name in names]
+    return [dict(strategy=name, runs=runs,
+        **_spread([_asked(name, seed, runs, epochs) for seed in range(-1, repeats)][1:])) for name in names]
 
 def _spread(seconds): # a list for each repeat
     means = [statistics.mean(s) for s in seconds]
