@@ -138,7 +138,8 @@ def _costs(action, times):
     for _ in range(times):
         start = time.perf_counter(), time.process_time()
         action()
-        wall.append(time.perf_counter() - start[0]); cpu.append(time.process_time() - start[1])
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
     return dict(seconds=statistics.median(wall), cpu_seconds=statistics.median(cpu), least=min(wall), most=max(wall))
 
 def meter_costs(
@@ -243,7 +244,8 @@ def conclusion_costs(
     sizes=(1000, 3000, 10_000), # trials
 ) -> list: # for each size, `conclude`
     "Seconds and memory of all conclusions, each study in a process of its own."
-    rows, code = [], 'import json; from pareto_energy.bench.overhead import conclude, made_up_study; from pareto_energy.core import use_theme; use_theme(); {}'
+    rows, code = [], ('import json; from pareto_energy.bench.overhead import conclude, made_up_study; from '
+        'pareto_energy.core import use_theme; use_theme(); {}')
     for n in sizes:
         with tempfile.TemporaryDirectory() as home:
             do = lambda what: subprocess.run([sys.executable, '-c', code.format(what)],

@@ -206,7 +206,9 @@ def _draw(table, key, rng):
 
 # %% ../../nbs/81_bench.searches.ipynb #s11
 class TrajectorySearcher:
-    "`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' points, without `brief` these are as long as the centre's run, and without `system` no parameter is known to leave the utility as it is."
+    ("`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' "
+        "points, without `brief` these are as long as the centre's run, and without `system` no parameter is known to "
+        "leave the utility as it is.")
     def __init__(self, table, seed, n_initial, stop=True, centre=True, brief=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
         self.search, self.seed, self.trials = SearchTask(space, n_initial, table.epochs, **changes), seed, []
@@ -357,7 +359,10 @@ def search_table(
         spent += joules[length - 1]
         out['share_of_all_epochs'].append(table.covered(every)/table.whole)
         out['share'].append(out['share_of_all_epochs'][-1] if whole_runs else table.covered(seen)/table.whole)
-        out['joules'].append(float(spent)); out['ask_seconds'].append(asking); out['epochs'].append(int(length)); out['chosen'].append(table.keys.index(key))
+        out['joules'].append(float(spent))
+        out['ask_seconds'].append(asking)
+        out['epochs'].append(int(length))
+        out['chosen'].append(table.keys.index(key))
     return out | {k: [round(v, d) for v in out[k]] for k, d in dict(share=5, share_of_all_epochs=5,
         ask_seconds=3).items()} | dict(joules=[float(f'{j:.8g}') for j in out['joules']])
 
@@ -536,7 +541,8 @@ def _spread(seconds): # a list for each repeat
     return dict(median=statistics.median(means), least=min(means), most=max(means), longest=max(map(max, seconds)))
 
 def _asked(name, seed, runs, epochs):
-    "Seconds of each of ten suggestions after so many runs, all but the last of them Sobol' points; a negative seed warms up on a few."
+    ("Seconds of each of ten suggestions after so many runs, all but the last of them Sobol' points; a negative seed "
+        "warms up on a few.")
     runs, rng = 8 if seed < 0 else runs, np.random.default_rng(abs(seed))
     searcher, seconds = SEARCHERS[name](SimpleNamespace(space=SUGGESTION_RUNS, epochs=epochs), abs(seed), runs - 1), []
     with warnings.catch_warnings():

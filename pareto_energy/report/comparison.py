@@ -33,7 +33,8 @@ def search_progress(
     ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # dataset, family, strategy, seed, trials, spent, hypervolume
     "Hypervolume of each search after each of its trials."
-    return pd.concat([hypervolume_history(ts, ref_points[key[0]]).assign(**dict(zip(SEARCH_KEY, key))) for key, ts in group_searches(trials).items()], ignore_index=True)
+    return pd.concat([hypervolume_history(ts, ref_points[key[0]]).assign(**dict(zip(SEARCH_KEY, key)))
+        for key, ts in group_searches(trials).items()], ignore_index=True)
 
 # %% ../../nbs/62_report.comparison.ipynb #c10
 def normalise(
@@ -42,7 +43,8 @@ def normalise(
     ref_point:dict, # utility and joules
 ) -> np.ndarray: # (n, 2), both to be minimised: 0 at the best known, 1 at the reference point
     "Objectives on the axes of the best known front."
-    worst, ideal = np.array([ref_point['utility'], math.log10(ref_point['joules'])]), np.array([best.utility.max(), math.log10(best.joules.min())])
+    worst, ideal = np.array([ref_point['utility'], math.log10(ref_point['joules'])]), np.array([best.utility.max(),
+        math.log10(best.joules.min())])
     return (objectives(table) - ideal)/(worst - ideal)
 
 def indicators_of(
@@ -54,7 +56,9 @@ def indicators_of(
     if found.empty: return dict(share=0., igd_plus=math.nan, epsilon=math.nan, coverage=0.)
     a, b = normalise(found, best, ref_point), normalise(best, best, ref_point)
     reached = (a[:, None] <= b[None] + 1e-12).all(axis=2).any(axis=0)
-    return dict(share=hypervolume(found, ref_point)/hypervolume(best, ref_point), igd_plus=float(moocore.igd_plus(a, ref=b)), epsilon=float(moocore.epsilon_additive(a, ref=b)), coverage=float(reached.mean()))
+    return dict(share=hypervolume(found, ref_point)/hypervolume(best, ref_point),
+        igd_plus=float(moocore.igd_plus(a, ref=b)), epsilon=float(moocore.epsilon_additive(a, ref=b)),
+        coverage=float(reached.mean()))
 
 # %% ../../nbs/62_report.comparison.ipynb #c12
 def indicators(
@@ -62,9 +66,12 @@ def indicators(
     ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # a row for each search: dataset, family, strategy, seed and `indicators_of`
     "How near each search comes to what all searches of its dataset and family found."
-    fronts = {key: beats_reference(pareto_front(trajectory_points(ts)), ref_points[key[0]]) for key, ts in group_searches(trials).items()}
-    best = {group: pareto_front(pd.concat([f for key, f in fronts.items() if key[:2] == group])) for group in dict.fromkeys(key[:2] for key in fronts)}
-    return pd.DataFrame([dict(zip(SEARCH_KEY, key)) | indicators_of(f, best[key[:2]], ref_points[key[0]]) for key, f in fronts.items()])
+    fronts = {key: beats_reference(pareto_front(trajectory_points(ts)), ref_points[key[0]])
+        for key, ts in group_searches(trials).items()}
+    best = {group: pareto_front(pd.concat([f for key, f in fronts.items() if key[:2] == group]))
+        for group in dict.fromkeys(key[:2] for key in fronts)}
+    return pd.DataFrame([dict(zip(SEARCH_KEY, key)) | indicators_of(f, best[key[:2]], ref_points[key[0]])
+        for key, f in fronts.items()])
 
 # %% ../../nbs/62_report.comparison.ipynb #c15
 def attainment_table(
@@ -74,12 +81,15 @@ def attainment_table(
 ) -> pd.DataFrame: # dataset, family, strategy, level, utility, joules
     "Attainment surfaces of each strategy over its seeds."
     groups = {}
-    for (*group, seed), ts in group_searches(trials).items(): groups.setdefault(tuple(group), []).append(_with_corner(ts, ref_points[group[0]]))
-    return pd.concat([attainment_surfaces(fronts, levels).assign(**dict(zip(SEARCH_KEY, group))) for group, fronts in groups.items()], ignore_index=True)
+    for (*group, seed), ts in group_searches(trials).items():
+        groups.setdefault(tuple(group), []).append(_with_corner(ts, ref_points[group[0]]))
+    return pd.concat([attainment_surfaces(fronts, levels).assign(**dict(zip(SEARCH_KEY, group)))
+        for group, fronts in groups.items()], ignore_index=True)
 
 def _with_corner(trials, ref_point):
     "The front of a search inside the reference point, and that point itself, so that no seed is left out."
-    return np.vstack([objectives(beats_reference(pareto_front(trajectory_points(trials)), ref_point)), [ref_point['utility'], math.log10(ref_point['joules'])]])
+    return np.vstack([objectives(beats_reference(pareto_front(trajectory_points(trials)), ref_point)),
+        [ref_point['utility'], math.log10(ref_point['joules'])]])
 
 def attainment_surfaces(
     fronts:list, # of (n, 2) utility and log10 J
@@ -115,8 +125,11 @@ def compare_pairs(
     for group, t in curves.groupby(within, sort=False) if within else [((), curves)]:
         for one, other in itertools.combinations(t[by].unique(), 2):
             pairs = t[t[by].isin([one, other])].groupby([k for k in SEARCH_KEY if k != by])
-            for equal in ('trials', 'joules'): rows.append(dict(zip(within, group)) | {by: one} | _compared([_final(p, by, equal) for _, p in pairs], one, other, equal))
-    table = pd.DataFrame(rows, columns=None if rows else [*within, by, 'other', 'equal', 'pairs', 'mean_difference', 'half_width', 'wins', 'losses', 'effect', 'p'])
+            for equal in ('trials', 'joules'):
+                rows.append(dict(zip(within, group)) | {by: one} | _compared([_final(p, by, equal) for _, p in pairs],
+                    one, other, equal))
+    table = pd.DataFrame(rows, columns=None if rows else [*within, by, 'other', 'equal', 'pairs', 'mean_difference',
+        'half_width', 'wins', 'losses', 'effect', 'p'])
     return table.assign(p=stats.false_discovery_control(table.p)) if rows else table
 
 def _compared(finals, one, other, equal):
@@ -124,7 +137,8 @@ def _compared(finals, one, other, equal):
     both = pd.DataFrame(finals).reindex(columns=[one, other]).dropna()
     d = both[one] - both[other]
     p, effect = signed_rank(d)
-    return dict(other=other, equal=equal, pairs=len(d), mean_difference=d.mean(), half_width=ci_half_width_of(d), wins=int((d > 0).sum()), losses=int((d < 0).sum()), effect=effect, p=p)
+    return dict(other=other, equal=equal, pairs=len(d), mean_difference=d.mean(), half_width=ci_half_width_of(d),
+        wins=int((d > 0).sum()), losses=int((d < 0).sum()), effect=effect, p=p)
 
 # %% ../../nbs/62_report.comparison.ipynb #c24
 def comparison_sentence(
@@ -135,7 +149,9 @@ def comparison_sentence(
     sure = abs(row.mean_difference) > row.half_width and row.p < .05
     verdict = "can't be told from" if not sure else 'covers more than' if row.mean_difference > 0 else 'covers less than'
     where = f'On {row.dataset}, after' if hasattr(row, 'dataset') else 'After'
-    return f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} {row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with {row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).'
+    return (f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} '
+        f'{row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with '
+        f'{row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).')
 
 # %% ../../nbs/62_report.comparison.ipynb #v01
 def shared_references(
@@ -143,8 +159,10 @@ def shared_references(
 ) -> dict: # dataset -> utility and joules
     "One reference point for each dataset that all studies have."
     names = [name for name in ref_points[0] if all(name in r for r in ref_points)]
-    if not names: raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in ref_points)}.")
-    return {name: dict(utility=min(r[name]['utility'] for r in ref_points), joules=max(r[name]['joules'] for r in ref_points)) for name in names}
+    if not names:
+        raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in ref_points)}.")
+    return {name: dict(utility=min(r[name]['utility'] for r in ref_points), joules=max(r[name]['joules']
+        for r in ref_points)) for name in names}
 
 def compare_studies(
     studies:dict, # name -> trials and reference points
@@ -156,8 +174,11 @@ def compare_studies(
         fronts = {study: beats_reference(pareto_front(trajectory_points(ts)), ref_point) for study, ts in mine.items()}
         best = pareto_front(pd.concat(fronts.values()))
         if best.empty: continue
-        rows += [dict(dataset=name, study=study, trials=len(mine[study]), joules=sum(t.spent for t in mine[study]), best=f.utility.max(), hypervolume=hypervolume(f, ref_point)) | indicators_of(f, best, ref_point) for study, f in fronts.items()]
-    curves = pd.concat([search_progress([t for t in trials if t.dataset in ref_points], ref_points).assign(study=study) for study, (trials, _) in studies.items()])
+        rows += [dict(dataset=name, study=study, trials=len(mine[study]), joules=sum(t.spent for t in mine[study]),
+            best=f.utility.max(), hypervolume=hypervolume(f, ref_point)) | indicators_of(f, best, ref_point)
+            for study, f in fronts.items()]
+    curves = pd.concat([search_progress([t for t in trials if t.dataset in ref_points], ref_points).assign(study=study)
+        for study, (trials, _) in studies.items()])
     return pd.DataFrame(rows), compare_pairs(curves, 'study', ['dataset'])
 
 def differences(
@@ -166,13 +187,15 @@ def differences(
     "What keeps joules of several studies from being compared."
     of = {study: (trials[0].label, trials[0].machine_id) for study, (trials, _) in studies.items() if trials}
     if len(set(of.values())) < 2: return ''
-    return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"' for study, (label, machine) in of.items()) + '. Utilities can.'
+    return 'Joules of these studies can\'t be compared: ' + '; '.join(f'{study} was {label} on "{machine}"'
+        for study, (label, machine) in of.items()) + '. Utilities can.'
 
 # %% ../../nbs/62_report.comparison.ipynb #c30
 def _band(values):
     "Mean over the seeds and its interval; (seeds, n) hypervolumes."
     values = np.asarray(values)
-    half = np.array([ci_half_width_of(column) for column in values.T]) if len(values) > 1 else np.full(values.shape[1], math.nan)
+    half = np.array([ci_half_width_of(column)
+        for column in values.T]) if len(values) > 1 else np.full(values.shape[1], math.nan)
     return dict(mean=values.mean(axis=0), low=values.mean(axis=0) - half, high=values.mean(axis=0) + half)
 
 def trial_bands(
@@ -198,4 +221,5 @@ def joule_bands(
         grid = np.geomspace(low, high, n)
         values = [s.hypervolume.to_numpy()[np.searchsorted(s.spent, grid*(1 + 1e-12), side='right') - 1] for s in seeds]
         rows.append(pd.DataFrame(dict(zip(SEARCH_KEY, group)) | dict(spent=grid) | _band(values)))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*SEARCH_KEY[:3], 'spent', 'mean', 'low', 'high'])
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*SEARCH_KEY[:3], 'spent', 'mean',
+        'low', 'high'])

@@ -21,49 +21,69 @@ def explorer_points(
 ) -> pd.DataFrame: # dataset, family, trial, epochs, utility, joules, inference (joules per 1,000 predictions), configuration, candidate (may be on a front)
     "All points that a front over any life can need, and a sample of the others."
     varied = varied_parameters(trials)
-    rows = [dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=e + 1, utility=u, joules=j, inference=t.run['inference']['joules'], configuration=describe_configuration(t.configuration, varied[t.dataset, t.family]))
-            for t in trials if t.status == 'finished' and t.run.get('inference') for e, (u, j) in enumerate(zip(t.run['utility'], t.run['joules']))]
-    if not rows: raise ValueError('No trial of this study has read its inference, so there is no life to explore: run the study anew, under another name.')
+    rows = [dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=e + 1, utility=u, joules=j,
+        inference=t.run['inference']['joules'],
+        configuration=describe_configuration(t.configuration, varied[t.dataset, t.family]))
+            for t in trials if t.status == 'finished' and t.run.get('inference')
+            for e, (u, j) in enumerate(zip(t.run['utility'], t.run['joules']))]
+    if not rows:
+        raise ValueError('No trial of this study has read its inference, so there is no life to explore: run the '
+            'study anew, under another name.')
     table = pd.DataFrame(rows)
-    good = [i for _, t in table.groupby(['dataset', 'family']) for i in t.index[moocore.is_nondominated(t[['utility', 'joules', 'inference']].to_numpy(), maximise=[True, False, False])]]
+    good = [i for _, t in table.groupby(['dataset', 'family'])
+        for i in t.index[moocore.is_nondominated(t[['utility', 'joules', 'inference']].to_numpy(),
+        maximise=[True, False, False])]]
     table['candidate'] = table.index.isin(good)
     others = table[~table.candidate]
-    return pd.concat([table[table.candidate], others.sample(min(OTHERS, len(others)), random_state=seed)]).sort_index().reset_index(drop=True)
+    return pd.concat([table[table.candidate],
+        others.sample(min(OTHERS, len(others)), random_state=seed)]).sort_index().reset_index(drop=True)
 
 # %% ../../nbs/65_report.explorer.ipynb #c12
 def controls(
     datasets:list, # names
 ) -> dict: # of Altair parameters
     "What the reader can move."
-    slider = lambda name, value, low, high, step, text: alt.param(name, value=value, bind=alt.binding_range(min=low, max=high, step=step, name=text))
-    return dict(dataset=alt.param('dataset', value=datasets[0], bind=alt.binding_select(options=datasets, name='dataset ')),
-        measure=alt.param('measure', value='joules', bind=alt.binding_radio(options=['joules', 'grams of CO₂', 'cost'], name='measure energy in ')),
+    slider = lambda name, value, low, high, step, text: alt.param(name, value=value,
+        bind=alt.binding_range(min=low, max=high, step=step, name=text))
+    return dict(dataset=alt.param('dataset', value=datasets[0],
+        bind=alt.binding_select(options=datasets, name='dataset ')),
+        measure=alt.param('measure', value='joules',
+        bind=alt.binding_radio(options=['joules', 'grams of CO₂', 'cost'], name='measure energy in ')),
         predictions=slider('predictions', 0, 0, 12, .25, 'predictions: 10 to the power of (0: none) '),
-        intensity=slider('intensity', 240, 0, 1000, 10, 'carbon intensity (g/kWh) '), price=slider('price', .3, 0, 1, .01, 'price of a kilowatt-hour '))
+        intensity=slider('intensity', 240, 0, 1000, 10, 'carbon intensity (g/kWh) '),
+        price=slider('price', .3, 0, 1, .01, 'price of a kilowatt-hour '))
 
 N = "(predictions == 0 ? 0 : pow(10, predictions))"
-ENERGY = f"(datum.joules + {N}/1000*datum.inference)*(measure == 'joules' ? 1 : (measure == 'cost' ? price : intensity)/3600000)"
+ENERGY = (f"(datum.joules + {N}/1000*datum.inference)*(measure == 'joules' ? 1 : (measure == 'cost' ? price : "
+    "intensity)/3600000)")
 
 def _with_front(chart):
     "The rows of the chosen dataset, with their energy over the life and whether they are on the front."
     cheapest = [alt.SortField('energy'), alt.SortField('utility', order='descending')]
     return (chart.transform_filter('datum.dataset == dataset').transform_calculate(energy=ENERGY).transform_filter('datum.energy > 0')
-        .transform_window(best='max(utility)', frame=[None, 0], sort=cheapest).transform_window(before='lag(best)', sort=cheapest)
+        .transform_window(best='max(utility)', frame=[None, 0],
+        sort=cheapest).transform_window(before='lag(best)', sort=cheapest)
         .transform_calculate(on_front='!isValid(datum.before) || datum.utility > datum.before'))
 
 # %% ../../nbs/65_report.explorer.ipynb #c13
-COLUMNS = dict(family=0, utility=75, energy=135, epochs=200, configuration=245) # x of the columns of the list, in pixels
+COLUMNS = dict(family=0, utility=75, energy=135, epochs=200,
+    configuration=245) # x of the columns of the list, in pixels
 ROWS = 15
 
 def _list(data, brush, families):
     "The configurations of the front inside the rectangle, as text."
     kept = _with_front(alt.Chart(data).transform_filter(families)).transform_filter('datum.on_front').transform_filter(brush)
-    rows = kept.transform_window(row='row_number()', sort=[alt.SortField('energy')]).transform_filter(f'datum.row <= {ROWS}')
+    rows = kept.transform_window(row='row_number()',
+        sort=[alt.SortField('energy')]).transform_filter(f'datum.row <= {ROWS}')
     text = rows.transform_calculate(utility_text="format(datum.utility, '.1%')", energy_text="format(datum.energy, '.3~g')")
     y = alt.Y('row:O', axis=None, scale=alt.Scale(domain=list(range(ROWS + 1))))
-    column = lambda name, x: text.mark_text(align='left', fontSize=10).encode(y, x=alt.value(x), text=alt.Text({'utility': 'utility_text:N', 'energy': 'energy_text:N'}.get(name, f'{name}:N')))
-    head = alt.Chart(pd.DataFrame([dict(row=0, name=name, x=x) for name, x in COLUMNS.items()])).mark_text(align='left', fontSize=10, fontWeight='bold').encode(y, x=alt.X('x:Q', axis=None, scale=alt.Scale(domain=[0, 700], nice=False)), text='name:N')
-    return alt.layer(head, *(column(name, x) for name, x in COLUMNS.items())).properties(width=700, height=ROWS*16, title=f'The cheapest {ROWS} of the front, inside the rectangle if one is drawn')
+    column = lambda name, x: text.mark_text(align='left', fontSize=10).encode(y, x=alt.value(x),
+        text=alt.Text({'utility': 'utility_text:N', 'energy': 'energy_text:N'}.get(name, f'{name}:N')))
+    head = alt.Chart(pd.DataFrame([dict(row=0, name=name, x=x)
+        for name, x in COLUMNS.items()])).mark_text(align='left', fontSize=10, fontWeight='bold').encode(y,
+        x=alt.X('x:Q', axis=None, scale=alt.Scale(domain=[0, 700], nice=False)), text='name:N')
+    return alt.layer(head, *(column(name, x) for name, x in COLUMNS.items())).properties(width=700, height=ROWS*16,
+        title=f'The cheapest {ROWS} of the front, inside the rectangle if one is drawn')
 
 def explorer_chart(
     table:pd.DataFrame, # from `explorer_points`
@@ -71,15 +91,23 @@ def explorer_chart(
 ) -> alt.VConcatChart:
     "The page as one chart."
     data, params, brush = table.drop(columns='candidate'), controls(list(dict.fromkeys(table.dataset))), alt.selection_interval(name='brush')
-    families, names = alt.selection_point(name='families', fields=['family'], bind='legend', toggle='true'), list(dict.fromkeys(table.family))
-    x, y = alt.X('energy:Q', title=f'energy over the life ({label}; unit as chosen above)', scale=alt.Scale(type='log', nice=False, padding=12), axis=alt.Axis(format='~g', tickCount=6)), alt.Y('utility:Q', title='validation utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%'))
-    colour, shape = (channel('family:N', scale=alt.Scale(domain=names), title='family (click to pick)') for channel in (alt.Color, alt.Shape))
-    tooltip = [alt.Tooltip('family:N'), alt.Tooltip('utility:Q', format='.2%'), alt.Tooltip('energy:Q', format='.4~g'), alt.Tooltip('epochs:Q'), alt.Tooltip('configuration:N'), alt.Tooltip('trial:N')]
+    families, names = alt.selection_point(name='families', fields=['family'], bind='legend',
+        toggle='true'), list(dict.fromkeys(table.family))
+    x, y = alt.X('energy:Q', title=f'energy over the life ({label}; unit as chosen above)',
+        scale=alt.Scale(type='log', nice=False, padding=12),
+        axis=alt.Axis(format='~g', tickCount=6)), alt.Y('utility:Q', title='validation utility',
+        scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%'))
+    colour, shape = (channel('family:N', scale=alt.Scale(domain=names), title='family (click to pick)')
+        for channel in (alt.Color, alt.Shape))
+    tooltip = [alt.Tooltip('family:N'), alt.Tooltip('utility:Q', format='.2%'), alt.Tooltip('energy:Q', format='.4~g'),
+        alt.Tooltip('epochs:Q'), alt.Tooltip('configuration:N'), alt.Tooltip('trial:N')]
     base = _with_front(alt.Chart(data).transform_filter(families)).encode(x, y, tooltip=tooltip)
     cloud = base.mark_point(filled=True, size=12, opacity=.25).encode(colour, shape).add_params(brush, families)
     best = base.transform_filter('datum.on_front')
-    front = best.mark_line(interpolate='step-after', color='black', strokeWidth=1) + best.mark_point(filled=True, size=70, opacity=1, stroke='black', strokeWidth=.6).encode(colour, shape)
-    return alt.vconcat((cloud + front).properties(width=620, height=360), _list(data, brush, families)).add_params(*params.values()).configure_legend(symbolOpacity=1)
+    front = best.mark_line(interpolate='step-after', color='black', strokeWidth=1) + best.mark_point(filled=True,
+        size=70, opacity=1, stroke='black', strokeWidth=.6).encode(colour, shape)
+    return alt.vconcat((cloud + front).properties(width=620, height=360),
+        _list(data, brush, families)).add_params(*params.values()).configure_legend(symbolOpacity=1)
 
 # %% ../../nbs/65_report.explorer.ipynb #c16
 PAGE = """<!DOCTYPE html>
@@ -101,4 +129,5 @@ def explorer_page(
     "The page, with all that it needs inside."
     import html, string, vl_convert
     escaped = json.dumps(chart.to_dict()).replace('<', '\\u003c')
-    return string.Template(PAGE).substitute(study=html.escape(study), label=html.escape(label), chart=escaped, library=vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.lstrip('v').rsplit('.', 1)[0]))
+    return string.Template(PAGE).substitute(study=html.escape(study), label=html.escape(label), chart=escaped,
+        library=vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.lstrip('v').rsplit('.', 1)[0]))

@@ -24,8 +24,12 @@ def trials_table(
     return pd.DataFrame([_row(t) for t in trials])
 
 def _row(t):
-    last = dict(epochs=len(t.run['utility']), utility=t.run['utility'][-1], joules=t.run['joules'][-1], se=t.run['se'][-1], seconds=t.run['seconds'], parameters=t.run.get('parameters')) if t.status == 'finished' else {}
-    return dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin['source']) | {f'configuration.{k}': v for k, v in t.configuration.items()} | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)
+    last = dict(epochs=len(t.run['utility']), utility=t.run['utility'][-1], joules=t.run['joules'][-1],
+        se=t.run['se'][-1], seconds=t.run['seconds'],
+        parameters=t.run.get('parameters')) if t.status == 'finished' else {}
+    return dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason,
+        source=t.origin['source']) | {f'configuration.{k}': v
+        for k, v in t.configuration.items()} | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)
 
 # %% ../../nbs/66_report.export.ipynb #c01
 def emissions_table(
@@ -36,15 +40,19 @@ def emissions_table(
     "Trials as CodeCarbon would have written them."
     from codecarbon.output_methods.emissions_data import EmissionsData
     columns = [f.name for f in fields(EmissionsData)]
-    return pd.DataFrame([_emissions(t, carbon_intensity(country), country, project) for t in trials if t.status == 'finished'], columns=columns)
+    return pd.DataFrame([_emissions(t, carbon_intensity(country), country, project) for t in trials
+        if t.status == 'finished'], columns=columns)
 
 def _emissions(t, grams_per_kwh, country, project):
     whole = footprint(t.run['joules'][-1], grams_per_kwh)
-    parts = t.run.get('parts', {} if 'gpu' in t.run['sources'] else dict(cpu=t.run['joules'][-1])) # earlier logs hold the sum alone
+    parts = t.run.get('parts', {} if 'gpu' in t.run['sources']
+        else dict(cpu=t.run['joules'][-1])) # earlier logs hold the sum alone
     by_component = {f'{c}_energy': parts[c]/JOULES_PER_KWH for c in ('cpu', 'gpu') if c in parts}
     kilograms = whole['grams']/1000
-    return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}', duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **by_component,
-        ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=whole['kwh'], country_iso_code=country, cpu_model=t.machine_id, pue=1)
+    return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}',
+        duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **by_component,
+        ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=whole['kwh'], country_iso_code=country,
+        cpu_model=t.machine_id, pue=1)
 
 # %% ../../nbs/66_report.export.ipynb #m01
 def emissions_block(
@@ -56,8 +64,11 @@ def emissions_block(
     "The emissions of a point of the front, for its model card."
     import yaml
     grams = footprint(row.joules, carbon_intensity(country))['grams']
-    source = f'pareto_energy: {row.joules:.3g} ± {row.joules_ci:.2g} J a training run ({label}; mean of {row.seeds} seeds, 95 % interval), {carbon_intensity(country):g} g/kWh'
-    return yaml.safe_dump(dict(co2_eq_emissions=dict(emissions=float(f'{grams:.3g}'), source=source, training_type='pre-training', geographical_location=country, hardware_used=machine)), sort_keys=False, allow_unicode=True, width=1000)
+    source = (f'pareto_energy: {row.joules:.3g} ± {row.joules_ci:.2g} J a training run ({label}; mean of {row.seeds} '
+        f'seeds, 95 % interval), {carbon_intensity(country):g} g/kWh')
+    return yaml.safe_dump(dict(co2_eq_emissions=dict(emissions=float(f'{grams:.3g}'), source=source,
+        training_type='pre-training', geographical_location=country, hardware_used=machine)), sort_keys=False,
+        allow_unicode=True, width=1000)
 
 # %% ../../nbs/66_report.export.ipynb #o01
 def as_distributions(
@@ -65,7 +76,8 @@ def as_distributions(
 ) -> dict: # name -> an Optuna distribution
     "A space as Optuna writes it."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    one = lambda p: CategoricalDistribution(p.options) if isinstance(p, (Categorical, Ordinal)) else (IntDistribution if isinstance(p, Int) else FloatDistribution)(p.low, p.high, log=p.log)
+    one = lambda p: CategoricalDistribution(p.options) if isinstance(p, (Categorical, Ordinal)) else (IntDistribution
+        if isinstance(p, Int) else FloatDistribution)(p.low, p.high, log=p.log)
     return {name: one(p) for name, p in space.items()}
 
 def from_distributions(
@@ -75,10 +87,12 @@ def from_distributions(
     from optuna.distributions import CategoricalDistribution, IntDistribution
     def one(d):
         if isinstance(d, CategoricalDistribution): return Categorical(d.choices)
-        if d.step not in (None, 1): return Ordinal([d.low + k*d.step for k in range(round((d.high - d.low)/d.step) + 1)])
+        if d.step not in (None, 1):
+            return Ordinal([d.low + k*d.step for k in range(round((d.high - d.low)/d.step) + 1)])
         return (Int if isinstance(d, IntDistribution) else Float)(d.low, d.high, log=d.log)
     varied = {name: d for name, d in distributions.items() if not d.single()}
-    fixed = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low for name, d in distributions.items() if d.single()}
+    fixed = {name: d.choices[0] if isinstance(d, CategoricalDistribution) else d.low
+        for name, d in distributions.items() if d.single()}
     return Space({name: one(d) for name, d in varied.items()}, fixed)
 
 # %% ../../nbs/66_report.export.ipynb #o02
@@ -95,8 +109,10 @@ def to_optuna(
         study.set_metric_names(['utility', 'joules'])
     for t in trials:
         done = t.status == 'finished'
-        study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions, state=TrialState.COMPLETE if done else TrialState.FAIL,
-            values=[t.run['utility'][-1], t.run['joules'][-1]] if done else None, user_attrs=dict(trial=t.name, label=t.label, machine=t.machine_id, reason=t.reason, **space.fixed)))
+        study.add_trial(create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions,
+            state=TrialState.COMPLETE if done else TrialState.FAIL,
+            values=[t.run['utility'][-1], t.run['joules'][-1]] if done else None,
+            user_attrs=dict(trial=t.name, label=t.label, machine=t.machine_id, reason=t.reason, **space.fixed)))
     return study
 
 def to_ax(
@@ -107,14 +123,18 @@ def to_ax(
     from ax.api.client import Client
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
     def one(name, p):
-        if isinstance(p, (Categorical, Ordinal)): return ChoiceParameterConfig(name=name, values=list(p.options), parameter_type=type(p.options[0]).__name__, is_ordered=isinstance(p, Ordinal))
-        return RangeParameterConfig(name=name, bounds=(p.low, p.high), parameter_type='int' if isinstance(p, Int) else 'float', scaling='log' if p.log else 'linear')
+        if isinstance(p, (Categorical, Ordinal)):
+            return ChoiceParameterConfig(name=name, values=list(p.options), parameter_type=type(p.options[0]).__name__,
+                is_ordered=isinstance(p, Ordinal))
+        return RangeParameterConfig(name=name, bounds=(p.low, p.high),
+            parameter_type='int' if isinstance(p, Int) else 'float', scaling='log' if p.log else 'linear')
     client = Client()
     client.configure_experiment(name='pareto_energy', parameters=[one(name, p) for name, p in space.items()])
     client.configure_optimization(objective='utility, -joules')
     for t in trials:
         index = client.attach_trial(parameters={k: t.configuration[k] for k in space})
-        if t.status == 'finished': client.complete_trial(index, raw_data=dict(utility=t.run['utility'][-1], joules=t.run['joules'][-1]))
+        if t.status == 'finished': client.complete_trial(index,
+            raw_data=dict(utility=t.run['utility'][-1], joules=t.run['joules'][-1]))
         else: client.mark_trial_failed(index)
     return client
 
@@ -131,8 +151,10 @@ def log_to_mlflow(
     for t in trials:
         with mlflow.start_run(run_name=t.name):
             mlflow.log_params(t.configuration)
-            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=t.label, machine=t.machine_id))
-            for epoch, (utility, joules) in enumerate(zip(t.run.get('utility', []), t.run.get('joules', [])), 1): mlflow.log_metrics(dict(utility=utility, joules=joules), step=epoch)
+            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=t.label,
+                machine=t.machine_id))
+            for epoch, (utility, joules) in enumerate(zip(t.run.get('utility', []), t.run.get('joules', [])), 1):
+                mlflow.log_metrics(dict(utility=utility, joules=joules), step=epoch)
             mlflow.end_run(MLFLOW_STATUS[t.status])
 
 # %% ../../nbs/66_report.export.ipynb #w01
@@ -153,11 +175,14 @@ def export(
     else: path.write_text(_cards(study, trials, country), encoding='utf-8')
 
 def _parquet(table, path):
-    try: table.astype({c: str for c in table if c.startswith('configuration.') and table[c].dtype == object}).to_parquet(path, index=False)
+    try: table.astype({c: str for c in table if c.startswith('configuration.')
+        and table[c].dtype == object}).to_parquet(path, index=False)
     except ImportError as e: raise ImportError('Parquet needs pyarrow: pip install pyarrow, or export to csv.') from e
 
 def _cards(study, trials, country):
     path = study_path(study)/'front.csv'
     if not path.exists(): raise FileNotFoundError(f'No front in {path}: let the study end first.')
     table = pd.read_csv(path)
-    return '\n'.join(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n' + emissions_block(row, trials[0].label, trials[0].machine_id, country) for name, rows in table[table.on_front].groupby('dataset', sort=False) for row in rows.itertuples())
+    return '\n'.join(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n' + emissions_block(row,
+        trials[0].label, trials[0].machine_id, country)
+        for name, rows in table[table.on_front].groupby('dataset', sort=False) for row in rows.itertuples())

@@ -28,9 +28,11 @@ def energy_axis(
 # %% ../../nbs/64_report.figures.ipynb #c07b
 def _channels(field, names, *channels, legend=alt.Undefined):
     "Several channels for one field, in one legend."
-    return [channel(f'{field}:N', title=field, scale=alt.Scale(domain=list(names)), legend=legend) for channel in channels]
+    return [channel(f'{field}:N', title=field, scale=alt.Scale(domain=list(names)), legend=legend)
+        for channel in channels]
 
-STROKES = alt.Legend(orient='bottom', symbolType='stroke', symbolOpacity=1, symbolStrokeWidth=1.8, symbolSize=300) # below a grid of panels
+STROKES = alt.Legend(orient='bottom', symbolType='stroke', symbolOpacity=1, symbolStrokeWidth=1.8,
+    symbolSize=300) # below a grid of panels
 
 # %% ../../nbs/64_report.figures.ipynb #w02
 COLUMN, PAGE = 85, 174 # mm
@@ -51,7 +53,9 @@ def fit_width(
     from scipy.optimize import brentq
     target = mm*72/25.4
     excess = lambda panel: width_of(make(round(panel, 2))) - target
-    if excess(20) > 0: raise ValueError(f'A figure of {mm:g} mm leaves less than 20 points for a panel: draw fewer panels, or a wider figure.')
+    if excess(20) > 0:
+        raise ValueError(f'A figure of {mm:g} mm leaves less than 20 points for a panel: draw fewer panels, or a '
+            'wider figure.')
     return make(round(brentq(excess, 20, target, xtol=.2), 2))
 
 # %% ../../nbs/64_report.figures.ipynb #c09
@@ -61,7 +65,8 @@ def family_fronts(
 ) -> pd.DataFrame: # the front of each dataset and family, inside the reference point
     "Fronts by family."
     groups = trajectory_points(trials).groupby(['dataset', 'family'], sort=False)
-    return pd.concat([pareto_front(beats_reference(t, ref_points[name])) for (name, _), t in groups], ignore_index=True)[['dataset', 'family', 'utility', 'joules']]
+    return pd.concat([pareto_front(beats_reference(t, ref_points[name])) for (name, _), t in groups],
+        ignore_index=True)[['dataset', 'family', 'utility', 'joules']]
 
 # %% ../../nbs/64_report.figures.ipynb #c09b
 def step_chart(
@@ -78,16 +83,20 @@ def step_chart(
 # %% ../../nbs/64_report.figures.ipynb #c10
 def _intervals(table):
     "The test means as points, with the ends of their intervals inside the axes."
-    return table[table.on_front].assign(utility=table.test, low=(table.test - table.test_ci).clip(lower=0), high=(table.test + table.test_ci).clip(upper=1),
+    return table[table.on_front].assign(utility=table.test, low=(table.test - table.test_ci).clip(lower=0),
+        high=(table.test + table.test_ci).clip(upper=1),
         less=(table.joules - table.joules_ci).clip(lower=table.joules/1.2), more=table.joules + table.joules_ci)
 
 def _front_panel(fronts, again, families, label, name, width):
     metric = again.metric.iloc[0]
-    x, y = energy_axis([*fronts.joules, *again.joules], label), alt.Y('utility:Q', title=metric, scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=6))
+    x, y = energy_axis([*fronts.joules, *again.joules], label), alt.Y('utility:Q', title=metric,
+        scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=6))
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     stairs, marks = alt.Chart(fronts).encode(x, y, colour), alt.Chart(again).encode(x, y, colour)
-    return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2), marks.mark_rule().encode(y='low:Q', y2='high:Q'),
-        marks.mark_rule().encode(x='less:Q', x2='more:Q'), marks.mark_point(filled=True, size=60, opacity=1).encode(shape=shape)).properties(title=name, width=width, height=180)
+    return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2),
+        marks.mark_rule().encode(y='low:Q', y2='high:Q'),
+        marks.mark_rule().encode(x='less:Q', x2='more:Q'),
+        marks.mark_point(filled=True, size=60, opacity=1).encode(shape=shape)).properties(title=name, width=width, height=180)
 
 # %% ../../nbs/64_report.figures.ipynb #c10a
 def plot_fronts(
@@ -98,7 +107,8 @@ def plot_fronts(
 ) -> alt.Chart:
     "Fronts of the families, and the retrained points with their intervals."
     again, families, names = _intervals(table), fronts.family.unique().tolist(), fronts.dataset.unique()
-    return alt.concat(*(_front_panel(fronts[fronts.dataset == name], again[again.dataset == name], families, label, name, width) for name in names), columns=2)
+    return alt.concat(*(_front_panel(fronts[fronts.dataset == name], again[again.dataset == name], families, label,
+        name, width) for name in names), columns=2)
 
 # %% ../../nbs/64_report.figures.ipynb #s02
 def plot_savings(
@@ -106,10 +116,13 @@ def plot_savings(
     width:float=180,
 ) -> alt.Chart:
     "Energy saved against accuracy given up."
-    s = pd.concat([savings(t).assign(dataset=name) for name, t in table.groupby('dataset', sort=False)], ignore_index=True)
-    s = s.assign(low=s.given_up - s.given_up_ci, high=s.given_up + s.given_up_ci, less=s.saved - s.saved_ci, more=s.saved + s.saved_ci)
+    s = pd.concat([savings(t).assign(dataset=name) for name, t in table.groupby('dataset', sort=False)],
+        ignore_index=True)
+    s = s.assign(low=s.given_up - s.given_up_ci, high=s.given_up + s.given_up_ci, less=s.saved - s.saved_ci,
+        more=s.saved + s.saved_ci)
     colour, shape = _channels('dataset', table.dataset.unique(), alt.Color, alt.Shape)
-    base = alt.Chart(s).encode(alt.X('given_up:Q', title='points given up'), alt.Y('saved:Q', title='energy saved (%)', scale=alt.Scale(zero=False)), colour)
+    base = alt.Chart(s).encode(alt.X('given_up:Q', title='points given up'),
+        alt.Y('saved:Q', title='energy saved (%)', scale=alt.Scale(zero=False)), colour)
     return alt.layer(base.mark_rule().encode(x='low:Q', x2='high:Q'), base.mark_rule().encode(y='less:Q', y2='more:Q'),
         base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape)).properties(width=width, height=150)
 
@@ -127,18 +140,21 @@ def plot_attainment(
 ) -> alt.Chart:
     "Median and quartile attainment surfaces of each strategy."
     strategy = _channels('strategy', reached.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
-    base = alt.Chart(reached).encode(energy_axis(reached.joules, label, 'energy'), alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4)), *strategy)
+    base = alt.Chart(reached).encode(energy_axis(reached.joules, label, 'energy'),
+        alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4)), *strategy)
     stairs = lambda width, test: base.transform_filter(test).mark_line(interpolate='step-after', strokeWidth=width).encode(alt.Detail('level:N'))
     return _grid(alt.layer(stairs(1.8, alt.datum.level == 50), stairs(.6, alt.datum.level != 50)), reached, width)
 
 # %% ../../nbs/64_report.figures.ipynb #c13
-HYPERVOLUME = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(tickCount=4, format='.3~g'))
+HYPERVOLUME = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=False),
+    axis=alt.Axis(tickCount=4, format='.3~g'))
 
 def _bands(bands, x):
     "A line and its band for each strategy; the band stops at zero."
     strategy = _channels('strategy', bands.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
     base = alt.Chart(bands.assign(low=bands.low.clip(lower=0))).encode(x, strategy[0])
-    return alt.layer(base.mark_area(opacity=.18).encode(alt.Y('low:Q', **HYPERVOLUME), y2='high:Q'), base.mark_line(strokeWidth=1.6).encode(alt.Y('mean:Q', **HYPERVOLUME), strategy[1]))
+    return alt.layer(base.mark_area(opacity=.18).encode(alt.Y('low:Q', **HYPERVOLUME), y2='high:Q'),
+        base.mark_line(strokeWidth=1.6).encode(alt.Y('mean:Q', **HYPERVOLUME), strategy[1]))
 
 def plot_by_trials(
     bands:pd.DataFrame, # from `comparison.trial_bands`
@@ -146,7 +162,8 @@ def plot_by_trials(
 ) -> alt.Chart:
     "Hypervolume against trials."
     last = int(bands.trials.max())
-    return _grid(_bands(bands, alt.X('trials:Q', title='trials', axis=alt.Axis(values=[*range(1, last + 1, max(1, last//5))], format='d'))), bands, width)
+    return _grid(_bands(bands, alt.X('trials:Q', title='trials',
+        axis=alt.Axis(values=[*range(1, last + 1, max(1, last//5))], format='d'))), bands, width)
 
 # %% ../../nbs/64_report.figures.ipynb #c16
 def plot_by_joules(
@@ -168,7 +185,8 @@ def save_chart(
     for path in paths: chart.save(path, ppi=300)
     return paths
 
-LATEX_ESCAPES = {'\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '²': '$^2$', '→': r'$\to$', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '&%$#_{}'}
+LATEX_ESCAPES = {'\\': r'\textbackslash{}', '±': r'$\pm$', '−': '$-$', '²': '$^2$', '→': r'$\to$',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'} | {c: '\\' + c for c in '&%$#_{}'}
 
 def escape_latex(text:str) -> str:
     "Text that LaTeX prints as it is."
@@ -180,7 +198,8 @@ def figure_tex(
     study:str,
 ) -> str:
     "A figure with caption and label."
-    return '\n'.join([r'\begin{figure}[tb]', r'\centering', rf'\includegraphics{{{name}}}', rf'\caption{{{escape_latex(caption)}}}', rf'\label{{fig:{study}/{name}}}', r'\end{figure}', ''])
+    return '\n'.join([r'\begin{figure}[tb]', r'\centering', rf'\includegraphics{{{name}}}',
+        rf'\caption{{{escape_latex(caption)}}}', rf'\label{{fig:{study}/{name}}}', r'\end{figure}', ''])
 
 # %% ../../nbs/64_report.figures.ipynb #p02
 def save_table(
@@ -192,5 +211,9 @@ def save_table(
 ):
     "Write a table as LaTeX (booktabs), CSV and Markdown."
     plain = table.map(lambda v: f'{v:.3g}' if isinstance(v, float) else str(v))
-    tex = plain.map(escape_latex).rename(columns=escape_latex).to_latex(index=False, caption=escape_latex(caption), label=f'tab:{study}/{name}', position='tb', column_format='l'*len(plain.columns)).replace('[tb]\n', '[tb]\n\\centering\n', 1)
-    for suffix, text in dict(tex=tex, csv=table.to_csv(index=False), md=plain.to_markdown(index=False, disable_numparse=True) + '\n').items(): write_text(Path(folder)/f'table-{name}.{suffix}', text)
+    tex = plain.map(escape_latex).rename(columns=escape_latex).to_latex(index=False, caption=escape_latex(caption),
+        label=f'tab:{study}/{name}', position='tb',
+        column_format='l'*len(plain.columns)).replace('[tb]\n', '[tb]\n\\centering\n', 1)
+    for suffix, text in dict(tex=tex, csv=table.to_csv(index=False),
+        md=plain.to_markdown(index=False, disable_numparse=True) + '\n').items():
+        write_text(Path(folder)/f'table-{name}.{suffix}', text)

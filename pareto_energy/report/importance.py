@@ -31,8 +31,10 @@ def learning_table(
 ) -> pd.DataFrame: # trial, the hyper-parameters that vary, epochs, utility, joules, energy, excess
     "Trials as a table to learn from."
     done = [t for t in trials if t.status == 'finished']
-    if len(done) > LARGEST: done = [done[i] for i in np.sort(np.random.default_rng(seed).choice(len(done), LARGEST, replace=False))]
-    rows = [t.configuration | dict(trial=t.name, epochs=e, utility=t.run['utility'][e - 1], joules=t.run['joules'][e - 1]) for t in done for e in epoch_grid(len(t.run['utility']), 5)]
+    if len(done) > LARGEST:
+        done = [done[i] for i in np.sort(np.random.default_rng(seed).choice(len(done), LARGEST, replace=False))]
+    rows = [t.configuration | dict(trial=t.name, epochs=e, utility=t.run['utility'][e - 1],
+        joules=t.run['joules'][e - 1]) for t in done for e in epoch_grid(len(t.run['utility']), 5)]
     table = pd.DataFrame(rows)
     table = table[[c for c in table if c in ('trial', 'utility', 'joules') or table[c].nunique() > 1]]
     return table.assign(energy=np.log10(table.joules), excess=log_energy_excess(table))
@@ -53,8 +55,10 @@ def fit_forest(
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OrdinalEncoder
-    words = make_column_transformer((OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1), make_column_selector(dtype_exclude='number')), remainder='passthrough')
-    return make_pipeline(words, RandomForestRegressor(40, random_state=seed)).fit(table[hyperparameters(table)], table[[*TARGETS]])
+    words = make_column_transformer((OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1),
+        make_column_selector(dtype_exclude='number')), remainder='passthrough')
+    return make_pipeline(words, RandomForestRegressor(40, random_state=seed)).fit(table[hyperparameters(table)],
+        table[[*TARGETS]])
 
 def _scores(model, x, y):
     "R² of each target alone, from one prediction."
@@ -76,9 +80,12 @@ def importances(
     for seen, unseen in GroupKFold(FOLDS, shuffle=True, random_state=seed).split(table, groups=table.trial):
         model, rest = fit_forest(table.iloc[seen], seed), table.iloc[unseen]
         base.append(_scores(model, rest[names], rest))
-        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=_scores, n_repeats=3, random_state=seed))
+        found.append(permutation_importance(model, rest[names], rest[[*TARGETS]], scoring=_scores, n_repeats=3,
+            random_state=seed))
     drops = {target: np.hstack([f[target].importances for f in found]) for target in TARGETS}
-    return pd.DataFrame([dict(knob=name, target=target, importance=drops[target][i].mean(), sd=drops[target][i].std(ddof=1), r2=np.mean([b[target] for b in base])) for target in TARGETS for i, name in enumerate(names)])
+    return pd.DataFrame([dict(knob=name, target=target, importance=drops[target][i].mean(),
+        sd=drops[target][i].std(ddof=1), r2=np.mean([b[target] for b in base])) for target in TARGETS
+        for i, name in enumerate(names)])
 
 # %% ../../nbs/63_report.importance.ipynb #c14
 FEWEST = 12 # trials, below which no importance is told
@@ -97,8 +104,10 @@ def study_importances(
 ) -> pd.DataFrame: # dataset, family and `importances`
     "What matters, for each dataset and family."
     groups = {key: learning_table(ts) for key, ts in finished_by_family(trials).items() if len(ts) >= FEWEST}
-    tables = [importances(table).assign(dataset=d, family=f) for (d, f), table in groups.items() if hyperparameters(table)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['knob', 'target', 'importance', 'sd', 'r2', 'dataset', 'family'])
+    tables = [importances(table).assign(dataset=d, family=f) for (d, f), table in groups.items()
+        if hyperparameters(table)]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['knob', 'target', 'importance',
+        'sd', 'r2', 'dataset', 'family'])
 
 # %% ../../nbs/63_report.importance.ipynb #c16
 def importance_chart(
@@ -106,12 +115,16 @@ def importance_chart(
     width:int=90, # of a panel
 ) -> alt.Chart:
     "Importance of every knob: a row for each family, a column for each target."
-    spread = table.assign(low=(table.importance - table.sd).clip(lower=0), high=table.importance + table.sd, importance=table.importance.clip(lower=0))
+    spread = table.assign(low=(table.importance - table.sd).clip(lower=0), high=table.importance + table.sd,
+        importance=table.importance.clip(lower=0))
     y, colour = alt.Y('knob:N', title=None), alt.Color('target:N', legend=None, scale=alt.Scale(domain=list(TARGETS)))
     base = alt.Chart(spread).encode(y, colour)
-    points = base.mark_point(filled=True, size=45, opacity=1).encode(alt.X('importance:Q', title='loss of R²', axis=alt.Axis(tickCount=4)), alt.Shape('target:N', legend=None, scale=alt.Scale(domain=list(TARGETS))))
-    return alt.layer(base.mark_rule().encode(alt.X('low:Q', title='loss of R²'), x2='high:Q'), points).properties(width=width, height=alt.Step(14)).facet(
-        row=alt.Row('family:N', title=None), column=alt.Column('target:N', title=None, sort=list(TARGETS)), spacing=10).resolve_scale(y='independent')
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(alt.X('importance:Q', title='loss of R²',
+        axis=alt.Axis(tickCount=4)), alt.Shape('target:N', legend=None, scale=alt.Scale(domain=list(TARGETS))))
+    return alt.layer(base.mark_rule().encode(alt.X('low:Q', title='loss of R²'), x2='high:Q'),
+        points).properties(width=width, height=alt.Step(14)).facet(
+        row=alt.Row('family:N', title=None), column=alt.Column('target:N', title=None, sort=list(TARGETS)),
+        spacing=10).resolve_scale(y='independent')
 
 # %% ../../nbs/63_report.importance.ipynb #c20
 def importance_sentence(
@@ -121,9 +134,11 @@ def importance_sentence(
     def one(target, of):
         t = table[table.target == target]
         best = t.loc[t.importance.idxmax()]
-        if best.r2 < .3: return f"what decides {of} can't be told from so few trials (R² {best.r2:.2f} on unseen trials)"
+        if best.r2 < .3:
+            return f"what decides {of} can't be told from so few trials (R² {best.r2:.2f} on unseen trials)"
         return f'{best.knob} matters most for {of} (loss of R² {best.importance:.2f} ± {best.sd:.2f})'
-    said = ', '.join(one(target, of) for target, of in dict(utility='utility', energy='energy', excess='being near the front').items())
+    said = ', '.join(one(target, of) for target, of in dict(utility='utility', energy='energy',
+        excess='being near the front').items())
     return f'On {table.dataset.iloc[0]} with {table.family.iloc[0]}, {said}.'
 
 # %% ../../nbs/63_report.importance.ipynb #c23
@@ -139,7 +154,8 @@ def partial_dependence(
         values = np.unique(features[name])
         values = values[np.unique(np.linspace(0, len(values) - 1, n).round().astype(int))]
         means = [model.predict(features.assign(**{name: value})).mean(axis=0) for value in values]
-        rows += [dict(knob=name, step=i/(len(values) - 1), value=str(value), utility=m[0], joules=10**m[1]) for i, (value, m) in enumerate(zip(values, means))]
+        rows += [dict(knob=name, step=i/(len(values) - 1), value=str(value), utility=m[0], joules=10**m[1])
+            for i, (value, m) in enumerate(zip(values, means))]
     return pd.DataFrame(rows)
 
 def strongest_hyperparameter(
@@ -160,5 +176,6 @@ def proxy_rank_correlation(
         for name in ('parameters', 'flops', 'seconds'):
             values = [run[name] for run in runs]
             if len(values) < FEWEST or None in values or len(set(values)) == 1: continue
-            rows.append(dict(dataset=d, family=f, stand_in=name, **rank_agreement(values, [run['joules'][-1] for run in runs])))
+            rows.append(dict(dataset=d, family=f, stand_in=name,
+                **rank_agreement(values, [run['joules'][-1] for run in runs])))
     return pd.DataFrame(rows, columns=['dataset', 'family', 'stand_in', 'tau', 'low', 'high'])

@@ -21,8 +21,11 @@ def drift_sentence(
     "Whether the machine drifted."
     d = fit_drift(workload.after.tolist(), workload.joules.tolist())
     if math.isnan(d['change']): return 'The reference workload was read too seldom to tell whether the machine drifted.'
-    trend = f"{100*d['change']:+.1f} ± {100*d['half_width']:.1f} % from the first to the last of {len(workload)} readings"
-    if d['drifted']: return f'The machine drifted: the reference workload changed by {trend}. Joules of early and late trials differ by that much for no reason of theirs; correct_drift divides it out.'
+    trend = (f"{100*d['change']:+.1f} ± {100*d['half_width']:.1f} % from the first to the last of {len(workload)} "
+        "readings")
+    if d['drifted']:
+        return (f'The machine drifted: the reference workload changed by {trend}. Joules of early and late trials '
+            'differ by that much for no reason of theirs; correct_drift divides it out.')
     return f'No drift above {100*DRIFT_THRESHOLD:.0f} %: the reference workload changed by {trend}.'
 
 # %% ../../nbs/61_report.sentences.ipynb #d04b
@@ -35,7 +38,8 @@ def idle_sentence(
     power = lambda r: f"{format_interval(r.joules, ci_half_width(r.se, r.repeats - 1))} W"
     busy = [t.run['joules'][-1]/t.run['seconds'] for t in trials if t.status == 'finished']
     share = f', {100*nothing.joules.mean()/np.median(busy):.1f} % of the median power of a trial' if busy else ''
-    return f'Idle, the machine took {power(nothing.iloc[0])} before the trials and {power(nothing.iloc[-1])} after them{share}.'
+    return (f'Idle, the machine took {power(nothing.iloc[0])} before the trials and {power(nothing.iloc[-1])} after '
+        f'them{share}.')
 
 # %% ../../nbs/61_report.sentences.ipynb #d06
 TIME_CORRELATION = .99 # correlation from which energy is called nothing but time
@@ -47,7 +51,8 @@ def energy_time_sentence(
     runs = [t.run for t in trials if t.status == 'finished']
     if len(runs) < 3: return 'Fewer than three trials finished: no correlation of energy with time.'
     energy, time = ([run['joules'][-1] for run in runs], [run['seconds'] for run in runs])
-    if len(set(energy)) == 1 or len(set(time)) == 1: return 'Energy or time is the same in all trials: no correlation of energy with time.'
+    if len(set(energy)) == 1 or len(set(time)) == 1:
+        return 'Energy or time is the same in all trials: no correlation of energy with time.'
     r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
     verdict = 'here energy is nothing but time, and the front is one of utility and time' if r > TIME_CORRELATION else 'energy is more than time'
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
@@ -63,7 +68,8 @@ def marginal_cost_sentence(
     if t.empty:
         reason = 'that gains more than chance is clearly dearer than the one before' if has_clear_gain(steps).any() else 'gains more than chance'
         return f'On {name} no step along the front {reason}: no price can be told.'
-    cost = lambda r: f'{format_rounded(r.price)} J ({format_rounded(r.price_low)} to {format_rounded(r.price_high)}) a point up to {100*r.test:.1f} %'
+    cost = lambda r: (f'{format_rounded(r.price)} J ({format_rounded(r.price_low)} to {format_rounded(r.price_high)}) '
+        f'a point up to {100*r.test:.1f} %')
     first, last = t.iloc[0], t.iloc[-1]
     if len(t) == 1: return f'On {name} one step of the front has a price: {cost(first)}.'
     clear = last.price_low > first.price_high
@@ -74,9 +80,13 @@ def saving_sentence(
     row, # of `savings`
 ) -> str:
     "What a cheaper point saves, hedged where an interval holds zero."
-    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {row.saved:.1f} ± {row.saved_ci:.1f} % of its training energy"
-    if row.given_up > row.given_up_ci: return f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, {format_rounded(row.joules)} J) {saves}'
-    return f"a cheaper one ({row.family}, {format_rounded(row.joules)} J) can't be told from it ({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}"
+    saves = (f"{'saves' if row.saved > row.saved_ci else 'may save'} {row.saved:.1f} ± {row.saved_ci:.1f} % of its "
+        "training energy")
+    if row.given_up > row.given_up_ci:
+        return (f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, '
+            f'{format_rounded(row.joules)} J) {saves}')
+    return (f"a cheaper one ({row.family}, {format_rounded(row.joules)} J) can't be told from it "
+        f"({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}")
 
 def conclusion_sentence(
     name:str, # of the dataset
@@ -84,10 +94,12 @@ def conclusion_sentence(
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
     s, best, bend = savings(table), on_front(table).iloc[-1], knee(table)
-    first = f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± {100*best.test_ci:.1f} % at {format_rounded(best.joules)} J'
+    first = (f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± '
+        f'{100*best.test_ci:.1f} % at {format_rounded(best.joules)} J')
     if s.empty: return f'{first}; no cheaper point stands on the front.'
     rows = [s.iloc[-1], *([s.loc[bend.name]] if bend is not None and bend.name in s.index[:-1] else [])]
-    return '; '.join([first, *(where + saving_sentence(row) for where, row in zip(('', 'at the knee of the front, '), rows))]) + '.'
+    return '; '.join([first, *(where + saving_sentence(row)
+        for where, row in zip(('', 'at the knee of the front, '), rows))]) + '.'
 
 def savings_sentence(
     name:str, # of the dataset
@@ -95,8 +107,10 @@ def savings_sentence(
 ) -> str:
     "What half a point, one point and two points save."
     rows = savings_within(table).drop_duplicates('joules')
-    if rows.empty: return f'On {name} no cheaper point of the front is within {ALLOWED_LOSSES[-1]:g} points of the best.'
-    one = lambda r: f'the cheapest within {r.allowed:g} points of it is the {r.family} at {format_rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points and saves {r.saved:.1f} ± {r.saved_ci:.1f} %'
+    if rows.empty:
+        return f'On {name} no cheaper point of the front is within {ALLOWED_LOSSES[-1]:g} points of the best.'
+    one = lambda r: (f'the cheapest within {r.allowed:g} points of it is the {r.family} at {format_rounded(r.joules)} '
+        f'J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points and saves {r.saved:.1f} ± {r.saved_ci:.1f} %')
     return f'On {name} ' + '; '.join(map(one, rows.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
@@ -105,7 +119,8 @@ def contribution_sentence(
     owners:pd.DataFrame, # from `family_contributions`, of that dataset
 ) -> str:
     "Which family to take at which energy, and what the front would be without it."
-    one = lambda r: f'the {r.family} from {format_rounded(r.cheapest)} to {format_rounded(r.dearest)} J, without which {100*r.lost:.1f} % of the hypervolume would be lost'
+    one = lambda r: (f'the {r.family} from {format_rounded(r.cheapest)} to {format_rounded(r.dearest)} J, without '
+        f'which {100*r.lost:.1f} % of the hypervolume would be lost')
     return f'On {name} the front belongs to ' + '; '.join(map(one, owners.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #l03s
@@ -118,7 +133,9 @@ def lifetime_sentence(
     best = lives.sort_values('joules').iloc[-1]
     if math.isnan(best.lifetime): return f'On {name} inference was not read, so nothing can be said about a life.'
     left = f"{int(lives.stays.sum())} of {len(lives)} models of the front are still on it over such a life"
-    return f'On {name} the best model ({best.family}) takes {format_rounded(best.lifetime)} ± {format_rounded(best.lifetime_ci)} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and {format_rounded(best.grams)} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.'
+    return (f'On {name} the best model ({best.family}) takes {format_rounded(best.lifetime)} ± '
+        f'{format_rounded(best.lifetime_ci)} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and '
+        f'{format_rounded(best.grams)} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {left}.')
 
 # %% ../../nbs/61_report.sentences.ipynb #l05s
 def break_even_sentence(
@@ -128,8 +145,11 @@ def break_even_sentence(
     "Whether a dearer training can be paid back by cheaper answers."
     if table.inference.isna().all(): return f'On {name} inference was not read.'
     pairs = break_even_table(table)
-    if pairs.empty: return f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper one: no number of predictions pays it back.'
-    one = lambda r: f'the {r.asked} has paid its dearer training back against the {r.trained} after {format_rounded(r.predictions)} ± {format_rounded(r.half_width)} predictions'
+    if pairs.empty:
+        return (f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper '
+            'one: no number of predictions pays it back.')
+    one = lambda r: (f'the {r.asked} has paid its dearer training back against the {r.trained} after '
+        f'{format_rounded(r.predictions)} ± {format_rounded(r.half_width)} predictions')
     return f'On {name} ' + '; '.join(map(one, pairs.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #o01s
@@ -139,7 +159,8 @@ def expected_return_sentence(
     "Whether going on is expected to pay."
     if table.empty: return 'No search of this study plans its runs, so none says what another would bring.'
     ended, rest = table[table.ended], table[~table.ended]
-    expects = lambda t, what: f'{what} expected to add {100*t.gain.median():.2g} % of hypervolume for {100*t.cost.median():.2g} % more joules (median)'
+    expects = lambda t, what: (f'{what} expected to add {100*t.gain.median():.2g} % of hypervolume for '
+        f'{100*t.cost.median():.2g} % more joules (median)')
     closed = f"{len(ended)} of {len(table)} searches that plan ended by themselves, after {ended.trials.median():g} trials (median): {expects(ended, 'one more run was')}." if len(ended) else ''
     open_ = f"{len(rest)} of {len(table)} used all their trials: {expects(rest, 'the last run was')} when it was planned." if len(rest) else ''
     return ' '.join(filter(None, (closed, open_)))
@@ -151,10 +172,15 @@ def payback_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "After how many trainings or predictions the search has paid for itself."
-    spent, near = energy_breakdown([t for t in trials if t.dataset == name]).joules.sum(), savings_within(table, (ALLOWED_LOSSES[-1],))
-    if near.empty: return f'The search on {name} took {spent:.3g} J and found nothing cheaper within {ALLOWED_LOSSES[-1]:g} points of its best model: it pays back for nobody who wants that one.'
+    spent, near = energy_breakdown([t for t in trials
+        if t.dataset == name]).joules.sum(), savings_within(table, (ALLOWED_LOSSES[-1],))
+    if near.empty:
+        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {ALLOWED_LOSSES[-1]:g} '
+            'points of its best model: it pays back for nobody who wants that one.')
     t = on_front(table)
     best, cheap = t.iloc[-1], t[t.joules == near.joules[0]].iloc[0]
     saved = best.inference - cheap.inference
     asked = f', or {format_rounded(1000*spent/saved)} predictions' if saved > math.hypot(best.inference_ci, cheap.inference_ci) else ''
-    return f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {format_rounded(cheap.joules)} J instead of the best model ({best.family}, {format_rounded(best.joules)} J) has them back after {format_rounded(spent/(best.joules - cheap.joules))} trainings{asked}.'
+    return (f'The search on {name} took {spent:.3g} J. Who takes the {cheap.family} at {format_rounded(cheap.joules)} '
+        f'J instead of the best model ({best.family}, {format_rounded(best.joules)} J) has them back after '
+        f'{format_rounded(spent/(best.joules - cheap.joules))} trainings{asked}.')

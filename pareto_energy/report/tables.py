@@ -63,14 +63,16 @@ def describe_configuration(
     names, # of the hyper-parameters to tell
 ) -> str:
     "A configuration in a few words."
-    return ', '.join(f'{k} {v:.2g}' if isinstance(v, float) else f'{k} {v}' for k, v in configuration.items() if k in names)
+    return ', '.join(f'{k} {v:.2g}' if isinstance(v, float) else f'{k} {v}' for k, v in configuration.items()
+        if k in names)
 
 # %% ../../nbs/60_report.tables.ipynb #c11
 def no_front_message(trials) -> str:
     "Why there is nothing to report."
     failed = [t for t in trials if t.status == 'failed']
     why = f', the first with "{failed[0].reason}"' if failed else ''
-    return f'No point of this study is better than its reference point, so there is no front: {len(failed)} of {len(trials)} trials failed{why}. Change ranges, train longer, or raise reference_joules.'
+    return (f'No point of this study is better than its reference point, so there is no front: {len(failed)} of '
+        f'{len(trials)} trials failed{why}. Change ranges, train longer, or raise reference_joules.')
 
 def retrained_points(
     trials:list, # of a study
@@ -82,9 +84,15 @@ def retrained_points(
             runs = [r for r in t.retrained if r['epoch'] == epoch]
             good = pd.DataFrame([dict(inference=math.nan) | r for r in runs if 'test' in r])
             if good.empty: continue
-            rows.append(dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=epoch, configuration=json.dumps(t.configuration), searched=describe_configuration(t.configuration, varied[t.dataset, t.family]), parameters=t.run['parameters'],
-                first_utility=t.run['utility'][epoch - 1], first_joules=t.run['joules'][epoch - 1], utility=good.utility.mean(), test=good.test.mean(), test_ci=ci_half_width_of(good.test),
-                joules=good.joules.mean(), joules_ci=ci_half_width_of(good.joules), inference=good.inference.mean(), inference_ci=math.nan if good.inference.isna().any() else ci_half_width_of(good.inference), seeds=len(good), failed=len(runs) - len(good)))
+            rows.append(dict(dataset=t.dataset, family=t.family, trial=t.name, epochs=epoch,
+                configuration=json.dumps(t.configuration),
+                searched=describe_configuration(t.configuration, varied[t.dataset, t.family]),
+                parameters=t.run['parameters'],
+                first_utility=t.run['utility'][epoch - 1], first_joules=t.run['joules'][epoch - 1],
+                utility=good.utility.mean(), test=good.test.mean(), test_ci=ci_half_width_of(good.test),
+                joules=good.joules.mean(), joules_ci=ci_half_width_of(good.joules), inference=good.inference.mean(),
+                inference_ci=math.nan if good.inference.isna().any() else ci_half_width_of(good.inference),
+                seeds=len(good), failed=len(runs) - len(good)))
     if not rows: raise ValueError(no_front_message(trials))
     return pd.DataFrame(rows)
 
@@ -112,7 +120,8 @@ def marginal_costs(
 ) -> pd.DataFrame: # price, price_low, price_high: joules per percentage point; all nan where the gain is unclear, price nan where the cost is
     "What a further point of utility costs."
     gain, dearer, clear = 100*front.test.diff(), front.joules.diff(), has_clear_gain(front)
-    low, high = fieller_interval(dearer[clear], difference_ci(front.joules_ci)[clear], gain[clear], 100*difference_ci(front.test_ci)[clear])
+    low, high = fieller_interval(dearer[clear], difference_ci(front.joules_ci)[clear], gain[clear],
+        100*difference_ci(front.test_ci)[clear])
     known = pd.DataFrame(dict(price=dearer[clear]/gain[clear], price_low=low, price_high=high))
     return known.assign(price=known.price.where(has_clear_price(known))).reindex(front.index)
 
@@ -130,7 +139,8 @@ def front_table(
     tables = []
     for name, t in retrained.groupby('dataset', sort=False):
         best = pareto_front(t)
-        tables.append(t.assign(metric=ref_points[name]['metric'], on_front=t.index.isin(best.index)).join(marginal_costs(best)).sort_values('joules'))
+        tables.append(t.assign(metric=ref_points[name]['metric'],
+            on_front=t.index.isin(best.index)).join(marginal_costs(best)).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/60_report.tables.ipynb #c16b
@@ -141,7 +151,8 @@ def price_text(
     "A price with its interval, or why there is none."
     if not clear_gain: return 'gain unclear'
     if not has_clear_price(row): return 'cost unclear'
-    price, low, high = (np.format_float_positional(p, 2, fractional=False, trim='-') for p in (row.price, row.price_low, row.price_high))
+    price, low, high = (np.format_float_positional(p, 2, fractional=False, trim='-')
+        for p in (row.price, row.price_low, row.price_high))
     return f'{price} ({low} to {high})'
 
 def format_front(
@@ -150,7 +161,8 @@ def format_front(
     "The front as it is printed."
     t = on_front(table)
     costs = [price_text(r, clear) for r, clear in zip(t.itertuples(), has_clear_gain(t))]
-    return pd.DataFrame({'model': t.family, f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
+    return pd.DataFrame({'model': t.family,
+        f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
         'energy (J)': [format_interval(*r) for r in zip(t.joules, t.joules_ci)],
         'a point more costs (J)': ['', *costs[1:]],
         'epochs': t.epochs, 'configuration': t.searched})
@@ -163,7 +175,8 @@ def savings(
     t = on_front(table)
     best, rest = t.iloc[-1], t.iloc[:-1]
     ratio = rest.joules/best.joules
-    return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=100*(best.test - rest.test), given_up_ci=100*np.hypot(best.test_ci, rest.test_ci),
+    return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=100*(best.test - rest.test),
+        given_up_ci=100*np.hypot(best.test_ci, rest.test_ci),
         saved=100*(1 - ratio), saved_ci=100*ratio*np.hypot(rest.joules_ci/rest.joules, best.joules_ci/best.joules)))
 
 ALLOWED_LOSSES = (.5, 1., 2.) # percentage points
@@ -194,9 +207,12 @@ def family_contributions(
     "Which family the front belongs to."
     good = pareto_front(beats_reference(table, ref_point))
     own = pd.Series(np.diff(np.log10([*good.joules, ref_point['joules']])), good.index)
-    lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]), ref_point)/hypervolume(good, ref_point)
-    rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(), range=own[t.index].sum()/own.sum(), lost=lost(f)) for f, t in good.groupby('family')]
-    return pd.DataFrame(rows, columns=['family', 'points', 'cheapest', 'dearest', 'range', 'lost']).sort_values('cheapest', ignore_index=True)
+    lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]),
+        ref_point)/hypervolume(good, ref_point)
+    rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(),
+        range=own[t.index].sum()/own.sum(), lost=lost(f)) for f, t in good.groupby('family')]
+    return pd.DataFrame(rows, columns=['family', 'points', 'cheapest', 'dearest', 'range',
+        'lost']).sort_values('cheapest', ignore_index=True)
 
 # %% ../../nbs/60_report.tables.ipynb #l01
 def lifetime_table(
@@ -208,9 +224,11 @@ def lifetime_table(
     t = table[table.on_front]
     whole = t.joules + predictions/1000*t.inference
     t = t.assign(lifetime=whole, lifetime_ci=np.hypot(t.joules_ci, predictions/1000*t.inference_ci))
-    stays = [i for _, d in t.groupby('dataset', sort=False) for i in pareto_front(d.assign(utility=d.test, joules=d.lifetime).dropna(subset='joules')).index]
+    stays = [i for _, d in t.groupby('dataset', sort=False)
+        for i in pareto_front(d.assign(utility=d.test, joules=d.lifetime).dropna(subset='joules')).index]
     t = t.assign(stays=t.index.isin(stays), **pd.DataFrame([footprint(j, **scenario) for j in whole], index=t.index))
-    return t[['dataset', 'family', 'test', 'joules', 'inference', 'inference_ci', 'lifetime', 'lifetime_ci', 'stays', 'kwh', 'grams', 'cost']]
+    return t[['dataset', 'family', 'test', 'joules', 'inference', 'inference_ci', 'lifetime', 'lifetime_ci', 'stays',
+        'kwh', 'grams', 'cost']]
 
 # %% ../../nbs/60_report.tables.ipynb #l05
 def break_even_table(
@@ -218,12 +236,14 @@ def break_even_table(
 ) -> pd.DataFrame: # trained (the cheaper to train), asked (the cheaper to ask), predictions, half-width
     "Pairs of the front where one is cheaper to train and the other cheaper to ask."
     t, rows = on_front(table), []
-    pair = lambda r: (SimpleNamespace(joules=r.joules, se=r.joules_ci/2), SimpleNamespace(joules=r.inference, se=r.inference_ci/2))
+    pair = lambda r: (SimpleNamespace(joules=r.joules, se=r.joules_ci/2),
+        SimpleNamespace(joules=r.inference, se=r.inference_ci/2))
     label = lambda r: f'{r.family} ({format_rounded(r.joules)} J)'
     for n, a in enumerate(t.itertuples()):
         for b in t.iloc[n + 1:].itertuples():
             even, se = break_even(pair(a), pair(b))
-            if not math.isnan(even): rows.append(dict(trained=label(a), asked=label(b), predictions=even, half_width=2*se))
+            if not math.isnan(even):
+                rows.append(dict(trained=label(a), asked=label(b), predictions=even, half_width=2*se))
     return pd.DataFrame(rows, columns=['trained', 'asked', 'predictions', 'half_width'])
 
 # %% ../../nbs/60_report.tables.ipynb #k01
@@ -233,7 +253,8 @@ def points_by_kind(
 ) -> dict: # kind of energy -> points, as in `pareto.trajectory_points`
     "The points of a study by three kinds of energy."
     read = [t for t in trials if t.status == 'finished' and t.run.get('inference')]
-    life = lambda t, training, thousands: replace(t, run=t.run | dict(joules=[training*j + thousands*t.run['inference']['joules'] for j in t.run['joules']]))
+    life = lambda t, training, thousands: replace(t,
+        run=t.run | dict(joules=[training*j + thousands*t.run['inference']['joules'] for j in t.run['joules']]))
     kinds = dict(training=(1, 0), life=(1, predictions/1000), inference=(0, 1))
     return {kind: trajectory_points([life(t, *weights) for t in read]) for kind, weights in kinds.items()}
 
@@ -248,8 +269,10 @@ def family_contributions_by_kind(
         for kind, p in points_by_kind([t for t in trials if t.dataset == name], predictions).items():
             if p.empty: continue
             corner = dict(utility=ref_point['utility'], joules=p.joules.max())
-            tables.append(family_contributions(p, corner).assign(dataset=name, kind=kind, hypervolume=hypervolume(p, corner)))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['dataset', 'kind', 'hypervolume', 'family', 'points', 'cheapest', 'dearest', 'range', 'lost'])
+            tables.append(family_contributions(p, corner).assign(dataset=name, kind=kind,
+                hypervolume=hypervolume(p, corner)))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['dataset', 'kind', 'hypervolume',
+        'family', 'points', 'cheapest', 'dearest', 'range', 'lost'])
 
 # %% ../../nbs/60_report.tables.ipynb #c23
 def selection_bias(
@@ -258,7 +281,9 @@ def selection_bias(
     "What selection promised and fresh seeds did not keep."
     def one(t):
         first, again, ratio = 100*(t.utility - t.first_utility), 100*(t.test - t.utility), t.joules/t.first_joules
-        return pd.Series(dict(points=len(t), still_on_front=t.on_front.sum(), selection=first.mean(), selection_ci=ci_half_width_of(first), transfer=again.mean(), transfer_ci=ci_half_width_of(again), joules=ratio.mean(), joules_ci=ci_half_width_of(ratio)))
+        return pd.Series(dict(points=len(t), still_on_front=t.on_front.sum(), selection=first.mean(),
+            selection_ci=ci_half_width_of(first), transfer=again.mean(), transfer_ci=ci_half_width_of(again),
+            joules=ratio.mean(), joules_ci=ci_half_width_of(ratio)))
     return table.groupby('dataset', sort=False).apply(one, include_groups=False).reset_index()
 
 # %% ../../nbs/60_report.tables.ipynb #o01
@@ -267,7 +292,8 @@ def expected_returns(
 ) -> pd.DataFrame: # a row for each search that plans: dataset, family, strategy, seed, trials, ended, gain of the next run that was thought of last, and its cost as a share of the search's joules
     "What planned searches expected."
     last = {t.key[:-1]: t for t in trials if t.search_end or t.origin.get('expected')}
-    rows = [dict(zip(KEY, key), trials=t.number + 1, ended=bool(t.search_end), **{k: (t.search_end or t.origin['expected'])[k] for k in ('gain', 'cost')}) for key, t in last.items()]
+    rows = [dict(zip(KEY, key), trials=t.number + 1, ended=bool(t.search_end),
+        **{k: (t.search_end or t.origin['expected'])[k] for k in ('gain', 'cost')}) for key, t in last.items()]
     return pd.DataFrame(rows, columns=[*KEY[:-1], 'trials', 'ended', 'gain', 'cost'])
 
 # %% ../../nbs/60_report.tables.ipynb #c31
@@ -276,10 +302,16 @@ def energy_breakdown(
 ) -> pd.DataFrame: # joules by purpose
     "Where the joules went."
     done, failed = [t for t in trials if t.status == 'finished'], [t for t in trials if t.status == 'failed']
-    good = {tuple(r) for _, p in trajectory_points(trials).groupby('dataset') for r in pareto_front(p)[[*KEY]].itertuples(index=False)}
+    good = {tuple(r) for _, p in trajectory_points(trials).groupby('dataset')
+        for r in pareto_front(p)[[*KEY]].itertuples(index=False)}
     early = lambda t: len(t.run['utility']) < t.origin.get('epochs', 0)
     training = lambda chosen: sum(t.run['joules'][-1] for t in done if chosen(t))
-    rows = {'training, on the front': training(lambda t: t.key in good), 'training, ended early': training(lambda t: t.key not in good and early(t)), 'training, off the front': training(lambda t: t.key not in good and not early(t)),
-        'repeats': sum(t.spent for t in done) - training(lambda t: True), 'inference': sum(t.run.get('inference', {}).get('spent', 0.) for t in done), 'failed': sum(t.spent for t in failed),
-        'suggestions': sum(t.origin.get('joules', 0.) + t.search_end.get('joules', 0.) for t in trials), 'retraining': sum(r['spent'] for t in trials for r in t.retrained)}
+    rows = {'training, on the front': training(lambda t: t.key in good),
+        'training, ended early': training(lambda t: t.key not in good and early(t)),
+        'training, off the front': training(lambda t: t.key not in good and not early(t)),
+        'repeats': sum(t.spent for t in done) - training(lambda t: True),
+        'inference': sum(t.run.get('inference', {}).get('spent', 0.) for t in done), 'failed': sum(t.spent
+        for t in failed),
+        'suggestions': sum(t.origin.get('joules', 0.) + t.search_end.get('joules', 0.)
+        for t in trials), 'retraining': sum(r['spent'] for t in trials for r in t.retrained)}
     return pd.DataFrame(dict(purpose=list(rows), joules=list(rows.values())))
