@@ -19,7 +19,7 @@ def train(configuration):
         if configuration['lr'] > .6 and configuration['hangs']: time.sleep(60)
         yield 1 - configuration['lr']/epoch
 
-study = Study(train, dict(lr=(.1, 1.), hangs=%s), 'toy', trials=6, initial=4, fresh_seeds=2, worth=0., meter='simulated', %s)
+study = Study(train, dict(lr=(.1, 1.), hangs=%s), 'toy', trials=6, n_initial=4, fresh_seeds=2, min_gain_per_cost=0., meter='simulated', %s)
 '''
 
 

@@ -166,7 +166,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path, smoke)
 
 def test_budgets_of_hours_and_joules(home, smoke):
     from pareto_energy.run.study import FamilyStudy, StudyStopped, run_study
-    smoke |= dict(study='budgets', joules=1e-9)
+    smoke |= dict(study='budgets', max_joules=1e-9)
     with pytest.raises(StudyStopped, match='start the study budgets again'): run_study(FamilyStudy(**smoke, max_hours=1e-9))
     searches = {}
     for t in run_study(FamilyStudy(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
@@ -185,8 +185,8 @@ def test_a_study_that_goes_on_says_when_the_machine_has_another_pace(home, smoke
     from pareto_energy.front.log import read_machine, encode_line, decode_line
     study = FamilyStudy('moved', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=3))
     for n in (3, 4): run_study(replace(study, trials=n))
-    assert not any('reference workload' in str(w.message) for w in recwarn), 'the same machine'
+    assert not any('calibration workload' in str(w.message) for w in recwarn), 'the same machine'
     events = [decode_line(line) for line in study.log_path.read_bytes().splitlines()]
     study.log_path.write_bytes(b''.join(encode_line(e | dict(joules=1.) if e['event'] == 'calibration' else e) + b'\n' for e in events))
-    with pytest.warns(UserWarning, match='The reference workload takes 0.00 times the joules'): run_study(replace(study, trials=5))
+    with pytest.warns(UserWarning, match='The calibration workload takes 0.00 times the joules'): run_study(replace(study, trials=5))
     assert [r['joules'] == 1. for r in read_machine(study.log_path, 'calibration')] == [True, True, False], 'at the start, and whenever the study goes on'
