@@ -171,7 +171,7 @@ def test_budgets_of_hours_and_joules(home, smoke):
     searches = {}
     for t in run_study(FamilyStudy(**smoke)): searches.setdefault(t.key[:-1], []).append(t)
     assert {len(ts) for ts in searches.values()} == {1} and len(searches) == 8
-    smoke['joules'] = None
+    smoke['max_joules'] = None
     assert len(run_study(FamilyStudy(**smoke))) == 32
     warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], n_initial=4))
     assert 1 <= len(warm.search('digits', 'mlp').warm) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').earlier] == [16]
