@@ -85,7 +85,9 @@ def zeus_table(
     gpu:str, # 'a40', 'v100'
     workload:str, # a dataset in these files
 ) -> TabularBenchmark:
-    "A workload on a GPU."
+    """A workload on a GPU.
+
+    Raises: FileNotFoundError or ValueError that names the file and what it lacks."""
     train = _read(Path(folder)/'summary_train.csv',
         ['dataset', 'batch_size', 'optimizer', 'run', 'target_metric', 'target_epoch'])
     power = _read(Path(folder)/f'summary_power_{gpu}.csv',
@@ -170,7 +172,9 @@ def own_table(
     name:str, # in OWN
     meter=None, # as of `energy.open_meter`: measure the runs that aren't there
 ) -> TabularBenchmark:
-    "A grid of our own models."
+    """A grid of our own models.
+
+    Raises: FileNotFoundError where runs are missing and no meter is given."""
     family, space = lookup(name, OWN_TABLES, 'table of our own')
     def measured(seed):
         if meter is None:
@@ -206,20 +210,22 @@ def _draw(table, key, rng):
 
 # %% ../../nbs/81_bench.searches.ipynb #s11
 class TrajectorySearcher:
-    ("`trajectory` on a table: its runs are planned, and stopped on the way; without the centre it begins with Sobol' "
-        "points, without `brief` these are as long as the centre's run, and without `system` no parameter is known to "
-        "leave the utility as it is.")
+    """`trajectory` on a table: its runs are planned, and stopped on the way.
+
+    Ablations: no stopping (`stop`), Sobol' points only (`centre`), longer first runs (`brief`), no system parameters (`system`)."""
     def __init__(self, table, seed, n_initial, stop=True, centre=True, brief=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
-        self.search, self.seed, self.trials = SearchTask(space, n_initial, table.epochs, **changes), seed, []
+        self.search, self.seed = SearchTask(space, n_initial, table.epochs, **changes), seed
+        self.trials = []
         self.stop, self.centre, self.brief = stop, centre, brief
 
     def ask(self): # configuration, epochs
         self.plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
-        n_initial = len(self.trials) < self.search.n_initial
-        configuration = (sobol_strategy(self.search, self.trials, self.seed) if n_initial and not self.centre
-            else self.plan).configuration
-        return configuration, short_epochs(self.search, []) if n_initial and not self.brief else self.plan.epochs or self.search.epochs
+        in_initial_design = len(self.trials) < self.search.n_initial
+        source = self.plan
+        if in_initial_design and not self.centre: source = sobol_strategy(self.search, self.trials, self.seed)
+        if in_initial_design and not self.brief: return source.configuration, short_epochs(self.search, [])
+        return source.configuration, self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
         origin = dict(expected=self.plan.expected) if self.plan.expected else {}
@@ -232,7 +238,9 @@ class TrajectorySearcher:
 class FinalEpochSearcher:
     "Any other of our strategies on a table: epochs are a dimension."
     def __init__(self, name, table, seed, n_initial):
-        self.strategy, self.search, self.seed, self.trials = STRATEGIES[name], SearchTask(with_epochs(table), n_initial), seed, []
+        self.strategy, self.seed = STRATEGIES[name], seed
+        self.search = SearchTask(with_epochs(table), n_initial)
+        self.trials = []
 
     def ask(self):
         return _apart(self.strategy(self.search, self.trials, self.seed).configuration)
@@ -268,13 +276,16 @@ class OptunaSearcher:
         make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_initial),
             gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=n_initial),
             nsga2=lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10))
-        self.space, self.study = with_epochs(table), optuna.create_study(directions=['maximize', 'minimize'],
-            sampler=make[sampler]())
-        d = optuna.distributions
-        self.distributions = {n: d.CategoricalDistribution(p.options) if isinstance(p, Categorical)
-            else d.IntDistribution(0, len(p.options) - 1) if isinstance(p, Ordinal)
-            else d.IntDistribution(p.low, p.high, log=True) for n, p in self.space.items()}
+        self.space = with_epochs(table)
+        self.study = optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
+        self.distributions = {name: self._distribution(p) for name, p in self.space.items()}
         for c in _initial_design(self.space, n_initial, seed, from_centre): self.study.enqueue_trial(c)
+
+    def _distribution(self, p):
+        from optuna import distributions
+        if isinstance(p, Categorical): return distributions.CategoricalDistribution(p.options)
+        if isinstance(p, Ordinal): return distributions.IntDistribution(0, len(p.options) - 1)
+        return distributions.IntDistribution(p.low, p.high, log=True)
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
@@ -291,16 +302,17 @@ class AxSearcher:
         for name in list(logging.root.manager.loggerDict):
             if name.startswith('ax'): logging.getLogger(name).setLevel(logging.ERROR)
         self.space, self.client = with_epochs(table), client.Client(random_seed=seed)
-        def parameter(n, p):
-            if isinstance(p, Categorical):
-                return configs.ChoiceParameterConfig(name=n, values=list(p.options), parameter_type='str',
-                    is_ordered=False)
-            return configs.RangeParameterConfig(name=n, bounds=(0, len(p.options) - 1),
-                parameter_type='int') if isinstance(p, Ordinal) else configs.RangeParameterConfig(name=n,
-                bounds=(p.low, p.high), parameter_type='int', scaling='log')
-        self.client.configure_experiment(parameters=[parameter(n, p) for n, p in self.space.items()])
+        self.client.configure_experiment(parameters=[self._parameter(configs, n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
         self.first = _initial_design(self.space, n_initial, seed, True)
+
+    def _parameter(self, configs, name, p):
+        if isinstance(p, Categorical):
+            return configs.ChoiceParameterConfig(name=name, values=list(p.options), parameter_type='str',
+                is_ordered=False)
+        if isinstance(p, Ordinal):
+            return configs.RangeParameterConfig(name=name, bounds=(0, len(p.options) - 1), parameter_type='int')
+        return configs.RangeParameterConfig(name=name, bounds=(p.low, p.high), parameter_type='int', scaling='log')
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)
@@ -311,8 +323,9 @@ class AxSearcher:
         self.client.complete_trial(self.index, raw_data=dict(utility=float(utility[-1]), energy=math.log10(joules[-1])))
 
 # %% ../../nbs/81_bench.searches.ipynb #s14
-SEARCHERS = {name: partial(FinalEpochSearcher, name) for name in STRATEGIES} | dict(trajectory=TrajectorySearcher,
-    ax=AxSearcher) | {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', 'nsga2')}
+SEARCHERS = {name: partial(FinalEpochSearcher, name) for name in STRATEGIES}
+SEARCHERS |= dict(trajectory=TrajectorySearcher, ax=AxSearcher)
+SEARCHERS |= {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', 'nsga2')}
 ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_lengthscale=MIN_LENGTHSCALE),
     'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.),
     'trajectory-no-stopping': partial(TrajectorySearcher, stop=False),
@@ -323,48 +336,72 @@ SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(OptunaSearcher, 'gp', from
 WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
 
+# %% ../../nbs/81_bench.searches.ipynb #s14t
+class _SearchRecord:
+    "What a search on a table has found so far."
+    def __init__(self, table, whole_runs):
+        self.table, self.whole_runs = table, whole_runs
+        self.last_points, self.all_points = set(), set()
+        self.joules = 0.
+        self.rows = []
+
+    def add(self,
+        key, # values of a configuration
+        length:int, # epochs of the run
+        joules, # up to each epoch
+        seconds:float, # of suggesting
+    ):
+        "Count a run."
+        self.last_points.add((key, length))
+        self.all_points |= {(key, e + 1) for e in range(length)}
+        self.joules += joules[length - 1]
+        every = self.table.covered(self.all_points)/self.table.whole
+        last = every if self.whole_runs else self.table.covered(self.last_points)/self.table.whole
+        self.rows.append(dict(share=round(last, 5), share_of_all_epochs=round(every, 5),
+            joules=float(f'{self.joules:.8g}'),
+            ask_seconds=round(seconds, 3), epochs=int(length), chosen=self.table.keys.index(key)))
+
+    def columns(self): return {name: [row[name] for row in self.rows] for name in self.rows[0]}
+
+def _timed(function, *args):
+    "The result of a function, and its seconds."
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        result = function(*args)
+    return result, time.perf_counter() - start
+
+def _stop_at(searcher, configuration, planned, run):
+    "The epoch at which a searcher ends a run, and the seconds of judging it."
+    (utility, joules), seconds = run, 0.
+    for e in [e for e in epoch_grid(len(joules)) if e < planned]:
+        stop, more = _timed(searcher.stops, configuration, utility[:e].tolist(), joules[:e].tolist())
+        seconds += more
+        if stop: return e, seconds
+    return planned, seconds
+
 def search_table(
     table:TabularBenchmark,
     name:str, # in SEARCHERS
     seed:int,
     runs:int,
     **changes, # of the searcher
-) -> dict: # strategy, seed, and of every run: the number of its configuration in the table, its epochs, and after it the share of the true hypervolume, that with every epoch counted, joules so far, and seconds of asking
+) -> dict: # strategy, seed, and a list with a value for each run: share, share_of_all_epochs, joules, ask_seconds, epochs, chosen
     "One search on a table."
     whole_runs = name in WHOLE_RUNS
-    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed,
-        min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL, **changes)
-    rng, seen, every, spent = np.random.default_rng([seed, 1]), set(), set(), 0.
-    out = dict(strategy=name, seed=seed, share=[], share_of_all_epochs=[], joules=[], ask_seconds=[], epochs=[], chosen=[])
+    n_initial = min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL
+    searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, n_initial, **changes)
+    rng, record = np.random.default_rng([seed, 1]), _SearchRecord(table, whole_runs)
     for _ in range(runs):
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            configuration, planned = searcher.ask()
-        asking, key = time.perf_counter() - start, table.nearest(configuration)
-        (utility, joules), length = _draw(table, key, rng), planned
+        (configuration, length), seconds = _timed(searcher.ask)
+        key = table.nearest(configuration)
+        utility, joules = _draw(table, key, rng)
         if whole_runs:
-            for e in (e for e in epoch_grid(table.epochs) if e < planned):
-                start = time.perf_counter()
-                stop = searcher.stops(configuration, utility[:e].tolist(), joules[:e].tolist())
-                asking += time.perf_counter() - start
-                if stop:
-                    length = e
-                    break
-        start = time.perf_counter()
-        searcher.tell(configuration, length, utility[:length].tolist(), joules[:length].tolist())
-        asking += time.perf_counter() - start
-        seen.add((key, length))
-        every |= {(key, e + 1) for e in range(length)}
-        spent += joules[length - 1]
-        out['share_of_all_epochs'].append(table.covered(every)/table.whole)
-        out['share'].append(out['share_of_all_epochs'][-1] if whole_runs else table.covered(seen)/table.whole)
-        out['joules'].append(float(spent))
-        out['ask_seconds'].append(asking)
-        out['epochs'].append(int(length))
-        out['chosen'].append(table.keys.index(key))
-    return out | {k: [round(v, d) for v in out[k]] for k, d in dict(share=5, share_of_all_epochs=5,
-        ask_seconds=3).items()} | dict(joules=[float(f'{j:.8g}') for j in out['joules']])
+            length, judging = _stop_at(searcher, configuration, length, (utility, joules))
+            seconds += judging
+        _, telling = _timed(searcher.tell, configuration, length, utility[:length].tolist(), joules[:length].tolist())
+        record.add(key, length, joules, seconds + telling)
+    return dict(strategy=name, seed=seed, **record.columns())
 
 # %% ../../nbs/81_bench.searches.ipynb #s17
 def run_benchmark(
@@ -375,7 +412,9 @@ def run_benchmark(
     path:Path, # a .json file, which may hold some of the searches
     after=None, # function of each search that was done
 ) -> list: # of dicts, as in `search_table`
-    "Searches on a table, kept in a file."
+    """Searches on a table, kept in a file.
+
+    Raises: ValueError where the file holds another benchmark."""
     for name in strategies: lookup(name, SEARCHERS, 'strategy')
     head = dict(table=table.name, configurations=len(table.keys), epochs=table.epochs, hypervolume=table.whole, runs=runs)
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else head | dict(searches=[])
@@ -437,7 +476,9 @@ def same_seeds(
     tables:list, # of dicts, as `run_benchmark` keeps them
     names:list, # in SEARCHERS
 ) -> list: # of dicts
-    "The tables with those seeds only that each of the searches had."
+    """The tables with those seeds only that each of the searches had.
+
+    Raises: ValueError where a table has no seed in common."""
     def paired(table):
         seeds = set.intersection(*({s['seed'] for s in table['searches'] if s['strategy'] == n} for n in names))
         if not seeds:
