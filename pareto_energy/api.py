@@ -206,7 +206,7 @@ class Study(Results, FamilyStudy):
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
-    def search(self, name, family): return SearchTask(self.spaces[name, family], self.n_initial, self.epochs, self._stated, self.min_gain_per_cost, given=tuple(Suggestion(c, 'given') for c in self.enqueued), **self.examples[name, family])
+    def search(self, name, family): return SearchTask(self.spaces[name, family], self.n_initial, self.epochs, self._stated, self.min_gain_per_cost, enqueued=tuple(Suggestion(c, 'given') for c in self.enqueued), **self.examples[name, family])
 
     @property
     def _stated(self): # the reference point, where the user has stated it

@@ -441,7 +441,7 @@ def warm_searches(
         for example in (workload, workloads[i - 1]):
             if (workload, example, seed) in have: continue
             earlier = prior_trials(examples[example][seed], 'table', tables[workload].space)
-            kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed, runs, earlier=earlier))
+            kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed, runs, prior_trials=earlier))
             write_text(path, json.dumps(kept) + '\n')
     return kept
 

@@ -24,7 +24,7 @@ from ..models.data import get_card, constant_utility, load_dataset, metric_label
 from ..models.families import family_space, supports
 from ..front.log import MAX_ATTEMPTS, TrialLog, check_same_source, read_trials, machine_readings
 from ..front.pareto import select_for_retraining, pareto_front, hypervolume, trajectory_points
-from ..search.strategies import SearchTask, sobol_strategy
+from ..search.strategies import ExpectedReturn, SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .settings import StudySettings, check_device, check_settings, check_unchanged, save_settings
@@ -67,7 +67,7 @@ class FamilyStudy(StudySettings):
     def examples(self): # (dataset, family) -> how a search with this dataset and family starts
         trials = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
         of = {f: [t for t in trials if t.family == f] for _, f in self.spaces}
-        return {(d, f): dict(warm=warm_start_runs(of[f], d, s, self.n_initial//2, self.epochs), earlier=prior_trials(of[f], d, s)) for (d, f), s in self.spaces.items()}
+        return {(d, f): dict(warm_starts=warm_start_runs(of[f], d, s, self.n_initial//2, self.epochs), prior_trials=prior_trials(of[f], d, s)) for (d, f), s in self.spaces.items()}
 
     @property
     def protocol(self): return MeasurementSettings(**{f.name: getattr(self, f.name) for f in fields(MeasurementSettings)})
@@ -142,7 +142,8 @@ def trial_job(
     search, earlier, old = study.search(name, family), [log.trials[(*key[:-1], n)] for n in range(number)], log.trials.get(key)
     if old and old.attempts >= MAX_ATTEMPTS: return log.append('failed', key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
     configuration, origin = (old.configuration, old.origin) if old else (yield from suggestion_step(study.protocol, search, strategy, seed, earlier))
-    if not old and number >= search.n_initial and not is_worthwhile(origin.get('expected'), study.min_gain_per_cost): return log.append('search_end', earlier[-1].key, **origin['expected'], joules=origin['joules'])
+    expected = ExpectedReturn(**origin['expected']) if 'expected' in origin else None
+    if not old and number >= search.n_initial and not is_worthwhile(expected, study.min_gain_per_cost): return log.append('search_end', earlier[-1].key, **origin['expected'], joules=origin['joules'])
     log.append('started', key, configuration=configuration, origin=origin, **dict(zip(('label', 'machine_id'), source)))
     try: event, what = yield train_trial, study.protocol, study.training, log.trials[key], search, earlier
     except WorkerDied as e: event, what = 'failed', dict(reason=e.reason, spent=e.spent)

@@ -19,7 +19,7 @@ from ..models.training import train
 from ..front.log import Trial
 from .settings import TrainingSettings
 from ..search.strategies import SearchTask
-from ..search.trajectory import STRATEGIES, _planned, stopping_rule, can_be_extended
+from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 
 # %% ../../nbs/52_run.tasks.ipynb #p02
 @dataclass(kw_only=True)
@@ -51,9 +51,10 @@ def suggest(
     "The strategy's next configuration, metered."
     torch.set_num_threads(protocol.threads)
     with protocol.metered.window() as window:
-        suggestion = search.given[len(earlier)] if len(earlier) < len(search.given) else STRATEGIES[strategy](search, earlier, seed)
+        suggestion = search.enqueued[len(earlier)] if len(earlier) < len(search.enqueued) else STRATEGIES[strategy](search, earlier, seed)
         window.lap()
-    plan = {k: v for k in ('epochs', 'expected') if (v := getattr(suggestion, k))}
+    plan = dict(epochs=suggestion.epochs) if suggestion.epochs else {}
+    if suggestion.expected: plan['expected'] = asdict(suggestion.expected)
     return suggestion, dict(source=suggestion.source, seconds=window.laps[0].seconds, joules=window.laps[0].joules, **plan)
 
 # %% ../../nbs/52_run.tasks.ipynb #t01b
@@ -85,7 +86,7 @@ def train_trial(
 ) -> tuple: # 'finished' or 'failed', and the fields of that event
     "Train what a trial says."
     if (here := label_and_machine(protocol)) != (trial.label, trial.machine_id): raise MeterError(f'The study is {trial.label} on "{trial.machine_id}", but a worker is {here[0]} on "{here[1]}": take it out of the cluster.')
-    p, epochs = protocol, search.epochs if can_be_extended(trial, search) else _planned(trial, search)
+    p, epochs = protocol, search.epochs if can_be_extended(trial, search) else planned_epochs(trial, search)
     try: run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, p.metered, p.repeats, p.target_rel_se, p.max_seconds, deadline=p.deadline or math.inf, go_on=stopping_rule(search, trial, earlier), **p.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=trial.origin | dict(joules=trial.origin['joules'] + run.stopping_joules))
