@@ -550,7 +550,7 @@ def warm_searches(
             if (workload, example, seed) in have: continue
             earlier = prior_trials(examples[example][seed], 'table', tables[workload].space)
             kept.append(dict(workload=workload, example=example) | search_table(tables[workload], 'trajectory', seed,
-                runs, earlier=earlier))
+                runs, prior_trials=earlier))
             write_text(path, json.dumps(kept) + '\n')
     return kept
 

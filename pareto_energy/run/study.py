@@ -20,7 +20,7 @@ from ..models.data import constant_utility, get_card, get_metric, load_dataset, 
 from ..models.families import family_space, supports
 from ..front.log import MAX_ATTEMPTS, TrialLog, check_same_source, machine_readings, read_trials
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
-from ..search.strategies import SearchTask, sobol_strategy
+from ..search.strategies import ExpectedReturn, SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied
@@ -72,7 +72,7 @@ class FamilyStudy(StudySettings):
 
     def _transfer_to(self, name, space, trials):
         warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
-        return dict(warm=warm, earlier=prior_trials(trials, name, space))
+        return dict(warm_starts=warm, prior_trials=prior_trials(trials, name, space))
 
     @property
     def measurement(self):
@@ -173,9 +173,9 @@ def trial_job(
         return log.append('failed', key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
     if trial: configuration, origin = trial.configuration, trial.origin
     else: configuration, origin = yield from _suggestion(study.measurement, search, key, earlier)
-    expected = origin.get('expected')
+    expected = ExpectedReturn(**origin['expected']) if 'expected' in origin else None
     if not trial and number >= search.n_initial and not is_worthwhile(expected, study.min_gain_per_cost):
-        return log.append('search_end', earlier[-1].key, **expected, joules=origin['joules'])
+        return log.append('search_end', earlier[-1].key, **asdict(expected), joules=origin['joules'])
     log.append('started', key, configuration=configuration, origin=origin, label=source[0], machine_id=source[1])
     yield from _training(study, log, key, search, earlier)
 

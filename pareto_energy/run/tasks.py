@@ -57,7 +57,8 @@ def suggest(
         else: suggestion = STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     reading = window.laps[0]
-    plan = {k: getattr(suggestion, k) for k in ('epochs', 'expected') if getattr(suggestion, k)}
+    plan = dict(epochs=suggestion.epochs) if suggestion.epochs else {}
+    if suggestion.expected: plan['expected'] = asdict(suggestion.expected)
     return suggestion, dict(source=suggestion.source, seconds=reading.seconds, joules=reading.joules, **plan)
 
 # %% ../../nbs/52_run.tasks.ipynb #t01b
