@@ -197,7 +197,7 @@ def test_optuna_takes_the_trials_and_gives_its_space_back():
 
 def test_parquet_gives_the_table_back(tmp_path, monkeypatch):
     need('pyarrow')
-    from pareto_energy import export
+    from pareto_energy.report import export
     also = lambda n: dict(depth=n if n % 2 else 'auto', only=None if n else 1.)
     mixed = [replace(t, configuration=t.configuration | also(t.number)) for t in made_up_trials()]
     monkeypatch.setattr(export, 'read_study', lambda study: (mixed, {}, {}))

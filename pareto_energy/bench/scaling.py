@@ -70,7 +70,7 @@ def in_new_process(
 ):
     "The result of a call, in a process and a folder of its own."
     with tempfile.TemporaryDirectory() as home:
-        code = f'import json; from pareto_energy import endurance; print(json.dumps(endurance.{call}))'
+        code = f'import json; from pareto_energy.bench import scaling; print(json.dumps(scaling.{call}))'
         done = subprocess.run([sys.executable, '-c', code],
             env=os.environ | dict(PARETO_ENERGY_HOME=home, OMP_NUM_THREADS='1'), capture_output=True, text=True)
         if done.returncode: raise RuntimeError(done.stderr)
