@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..core import output_folder
 from ..models.data import load_dataset
 from ..models.families import DEFAULTS, get_loss
-from ..models.training import init_run, train_once, make_optimiser, predict_scores, data_tensors
+from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors
 from ..front.log import KEY, SCHEMA, TrialLog, read_study, encode_line
 from ..front.pareto import pareto_front, trajectory_points, select_representatives
 
@@ -74,10 +74,7 @@ def _with_loader(family, configuration, data, epochs, seed):
 
 def _metered(family, configuration, data, epochs, seed, meter):
     "The study's run: wall-clock seconds of its laps, and of all."
-    features, _ = data_tensors(data, 'validation', 'cpu')
-    def run():
-        train_once(window, family, configuration, data, epochs, seed,
-            evaluate=lambda model: predict_scores(model, features))
+    def run(): TorchTrainer(family, configuration, data, seed).run_once(window, epochs, evaluate=True)
     with meter.window() as window: whole = _timed(run)
     return sum(r.seconds for r in window.laps), whole
 
@@ -128,7 +125,7 @@ def thread_ratios(
 
 def _with_threads(family, data, threads, seed, meter):
     torch.set_num_threads(threads)
-    with meter.window() as window: train_once(window, family, DEFAULTS[family], data, 3, seed)
+    with meter.window() as window: TorchTrainer(family, DEFAULTS[family], data, seed).run_once(window, epochs=3)
     return sum(r.seconds for r in window.laps), sum(r.joules for r in window.laps)
 
 # %% ../../nbs/80_bench.overhead.ipynb #w02

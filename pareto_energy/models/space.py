@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'Float', 'Int', 'Categorical', 'Ordinal', 'Space', 'from_unit', 'centre_config', 'sobol_points',
-           'to_unit', 'project_config', 'restrict', 'parse_parameter', 'parse_space', 'describe_space']
+           'to_unit', 'project_config', 'restrict']
 
 # %% ../../nbs/21_models.space.ipynb #imp
 import math
@@ -14,10 +14,17 @@ from ..core import lookup
 
 # %% ../../nbs/21_models.space.ipynb #c06
 def _check_range(p, positive):
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in (p.low, p.high))
-    if not numbers: raise ValueError(f"The range [{p.low!r}, {p.high!r}] needs two finite numbers.")
-    if p.low >= p.high: raise ValueError(f"The range [{p.low}, {p.high}] is {'empty' if p.low == p.high else 'inverted'}: its lower end must be below its upper end.")
-    if positive and p.low <= 0: raise ValueError(f"The logarithmic range [{p.low}, {p.high}] must start above 0.")
+    ends = p.low, p.high
+    if not all(_is_number(end) and math.isfinite(end) for end in ends):
+        raise ValueError(f"The range [{p.low!r}, {p.high!r}] needs two finite numbers.")
+    if p.low >= p.high:
+        fault = 'empty' if p.low == p.high else 'inverted'
+        raise ValueError(
+            f"The range [{p.low}, {p.high}] is {fault}: its lower end must be below its upper end.")
+    if positive and p.low <= 0:
+        raise ValueError(f"The logarithmic range [{p.low}, {p.high}] must start above 0.")
+
+def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 # %% ../../nbs/21_models.space.ipynb #c07
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,8 @@ class Int(Float):
     "A whole number in [low, high]."
     def __post_init__(self):
         super().__post_init__()
-        if not (isinstance(self.low, int) and isinstance(self.high, int)): raise ValueError(f"The range [{self.low}, {self.high}] of whole numbers needs whole ends.")
+        if not (isinstance(self.low, int) and isinstance(self.high, int)):
+            raise ValueError(f"The range [{self.low}, {self.high}] of whole numbers needs whole ends.")
 
     @property
     def levels(self): return [self.encode(v) for v in range(self.low, self.high + 1)]
@@ -60,7 +68,8 @@ class Categorical(Parameter):
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
-        if len(set(self.options)) < max(2, len(self.options)): raise ValueError(f"The choice {list(self.options)} needs at least two different options.")
+        if len(set(self.options)) < max(2, len(self.options)):
+            raise ValueError(f"The choice {list(self.options)} needs at least two different options.")
 
     def encode(self, value): return float(self.options.index(lookup(value, self.options, 'option')))
     def decode(self, u): return self.options[round(u)]
@@ -73,7 +82,8 @@ class Ordinal(Parameter):
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
-        if len(self.options) < 2 or list(self.options) != sorted(set(self.options)): raise ValueError(f"{list(self.options)} must be at least two different numbers, the least first.")
+        if len(self.options) < 2 or list(self.options) != sorted(set(self.options)):
+            raise ValueError(f"{list(self.options)} must be at least two different numbers, the least first.")
 
     @property
     def levels(self): return [i/(len(self.options) - 1) for i in range(len(self.options))]
@@ -93,7 +103,10 @@ class Space(dict):
 
     def encode(self, configuration:dict) -> np.ndarray: # (d,)
         "The point of a configuration."
-        if set(configuration) != {*self, *self.fixed}: raise ValueError(f"The configuration names {sorted(configuration)}, but the space has {sorted({*self, *self.fixed})}.")
+        names = {*self, *self.fixed}
+        if set(configuration) != names:
+            raise ValueError(
+                f"The configuration names {sorted(configuration)}, but the space has {sorted(names)}.")
         return np.array([p.encode(configuration[name]) for name, p in self.items()])
 
     def decode(self, point) -> dict:
@@ -122,8 +135,9 @@ def from_unit(
     point, # (d,) in the unit cube
 ) -> dict: # a configuration
     "Place a point of the unit cube, with an equal share for every option of a choice."
-    share = lambda p, u: min(int(u*len(p.options)), len(p.options) - 1) if isinstance(p, Categorical) else u
-    return space.decode([share(p, u) for p, u in zip(space.values(), point)])
+    def encoded(p, u):
+        return min(int(u*len(p.options)), len(p.options) - 1) if isinstance(p, Categorical) else u
+    return space.decode([encoded(p, u) for p, u in zip(space.values(), point)])
 
 def centre_config(
     space:Space,
@@ -134,19 +148,22 @@ def centre_config(
 def sobol_points(
     space:Space,
     n:int, # how many
-    seed:int=0,
+    seed:int=0, # of the scrambling
 ) -> list: # n configurations
     "The first n points of a scrambled Sobol' sequence."
     from scipy.stats import qmc
-    return [from_unit(space, u) for u in qmc.Sobol(len(space), seed=seed).random_base2(max(1, math.ceil(math.log2(n))))[:n]]
+    power = max(1, math.ceil(math.log2(n)))
+    return [from_unit(space, u) for u in qmc.Sobol(len(space), seed=seed).random_base2(power)[:n]]
 
 # %% ../../nbs/21_models.space.ipynb #n01u
 def to_unit(
     space:Space,
-    configuration:dict,
+    configuration:dict, # of the space
 ) -> np.ndarray: # (d,) in the unit cube
     "Where `from_unit` would find a configuration."
-    return np.array([(p.encode(configuration[n]) + .5)/len(p.options) if isinstance(p, Categorical) else p.encode(configuration[n]) for n, p in space.items()])
+    def coordinate(p, value):
+        return (p.encode(value) + .5)/len(p.options) if isinstance(p, Categorical) else p.encode(value)
+    return np.array([coordinate(p, configuration[name]) for name, p in space.items()])
 
 # %% ../../nbs/21_models.space.ipynb #a02
 def project_config(
@@ -162,27 +179,37 @@ def project_config(
     return found | space.fixed if len(found) == len(space) and None not in found.values() else None
 
 # %% ../../nbs/21_models.space.ipynb #c17
+_NOTHING_TO_SEARCH = 'is fixed, so there is nothing to search: give at least one of them a range.'
+
 def restrict(
     space:Space,
     ranges:dict, # parameter -> [low, high], the list of options, or one value
 ) -> Space: # a new space
-    "Replace ranges of a space, or fix its parameters."
+    """Replace ranges of a space, or fix its parameters.
+
+    Raises: `ValueError` where a parameter does not exist, a range does not fit, or nothing is left to search."""
     new = Space(space, space.fixed)
     for name, values in ranges.items():
         p = lookup(name, space, 'hyper-parameter')
-        if not isinstance(values, (list, tuple)):
+        if isinstance(values, (list, tuple)): new[name] = _restrict_parameter(name, p, values)
+        else:
             new.fixed[name] = _one_value(name, p, values)
             del new[name]
-        elif isinstance(p, (Categorical, Ordinal)): new[name] = replace(p, options=[lookup(v, p.options, f'option of {name}') for v in values])
-        elif len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
-        else: new[name] = replace(p, low=values[0], high=values[1])
-    if not new: raise ValueError('Every hyper-parameter is fixed, so there is nothing to search: give at least one of them a range.')
+    if not new: raise ValueError(f'Every hyper-parameter {_NOTHING_TO_SEARCH}')
     return new
+
+def _restrict_parameter(name, p, values):
+    if isinstance(p, (Categorical, Ordinal)):
+        return replace(p, options=[lookup(v, p.options, f'option of {name}') for v in values])
+    if len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
+    return replace(p, low=values[0], high=values[1])
 
 def _one_value(name, p, value):
     if isinstance(p, (Categorical, Ordinal)): return lookup(value, p.options, f'option of {name}')
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (isinstance(p, Int) and value != int(value)): raise ValueError(f"{name} can be fixed at a {'whole ' if isinstance(p, Int) else ''}number, or take a range [low, high], not {value!r}.")
+    is_finite = _is_number(value) and math.isfinite(value)
+    if not is_finite or (isinstance(p, Int) and value != int(value)):
+        kind = 'whole number' if isinstance(p, Int) else 'number'
+        raise ValueError(f"{name} can be fixed at a {kind}, or take a range [low, high], not {value!r}.")
     return value
 
 # %% ../../nbs/21_models.space.ipynb #w01
@@ -190,32 +217,53 @@ def parse_parameter(
     values, # a parameter, (low, high), (low, high, 'log') or a list
     name:str, # as it should read in the error
 ) -> Parameter:
-    "A parameter in short."
+    """A parameter in short.
+
+    Raises: `ValueError` where the range is none."""
     if isinstance(values, Parameter): return values
-    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-    try:
-        if isinstance(values, list): return (Ordinal if all(map(number, values)) and values == sorted(set(values)) else Categorical)(values)
-        low, high, *log = values
-        if log not in ([], ['log']): raise ValueError(f"{tuple(values)} has more than two ends: write (low, high), or (low, high, 'log').")
-        return (Int if isinstance(low, int) and isinstance(high, int) else Float)(low, high, log=bool(log))
+    try: return _parse_options(values) if isinstance(values, list) else _parse_range(values)
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
+
+def _parse_options(values):
+    is_ordered = all(map(_is_number, values)) and values == sorted(set(values))
+    return Ordinal(values) if is_ordered else Categorical(values)
+
+def _parse_range(values):
+    low, high, *log = values
+    if log not in ([], ['log']):
+        raise ValueError(f"{tuple(values)} has more than two ends: write (low, high), or (low, high, 'log').")
+    kind = Int if isinstance(low, int) and isinstance(high, int) else Float
+    return kind(low, high, log=bool(log))
 
 def parse_space(
     parameters:dict, # name -> as in `parse_parameter`, or one value
 ) -> Space:
-    "A space in short."
+    """A space in short.
+
+    Raises: `ValueError` where a range is none, or nothing is left to search."""
     if isinstance(parameters, Space): return parameters
-    if not isinstance(parameters, dict): raise ValueError(f"A space is a dict of parameters, as in dict(lr=(1e-4, 1e-1, 'log')), not {parameters!r}.")
-    varied = lambda v: isinstance(v, (list, tuple, Parameter))
-    space = Space({k: parse_parameter(v, k) for k, v in parameters.items() if varied(v)}, {k: v for k, v in parameters.items() if not varied(v)})
-    if not space: raise ValueError('Every parameter is fixed, so there is nothing to search: give at least one of them a range.')
-    return space
+    if not isinstance(parameters, dict):
+        raise ValueError(
+            f"A space is a dict of parameters, as in dict(lr=(1e-4, 1e-1, 'log')), not {parameters!r}.")
+    searched = {k: v for k, v in parameters.items() if isinstance(v, (list, tuple, Parameter))}
+    fixed = {k: v for k, v in parameters.items() if k not in searched}
+    if not searched: raise ValueError(f'Every parameter {_NOTHING_TO_SEARCH}')
+    return Space({k: parse_parameter(v, k) for k, v in searched.items()}, fixed)
 
 # %% ../../nbs/21_models.space.ipynb #c19
 def describe_space(
     space:Space,
 ) -> list: # one row for each parameter
     "A space as a table."
-    kind = lambda p: f"{type(p).__name__.lower()}{', log' if getattr(p, 'log', False) else ''}{', system' if p.system else ''}"
-    span = lambda p: ', '.join(map(str, p.options)) if isinstance(p, (Categorical, Ordinal)) else f'{p.low:g} to {p.high:g}'
-    return [dict(parameter=name, kind=kind(p), range=span(p)) for name, p in space.items()] + [dict(parameter=name, kind='fixed', range=str(v)) for name, v in space.fixed.items()]
+    searched = [dict(parameter=name, kind=_describe_kind(p), range=_describe_range(p)) for name, p in space.items()]
+    return searched + [dict(parameter=name, kind='fixed', range=str(v)) for name, v in space.fixed.items()]
+
+def _describe_kind(p):
+    words = [type(p).__name__.lower()]
+    if getattr(p, 'log', False): words.append('log')
+    if p.system: words.append('system')
+    return ', '.join(words)
+
+def _describe_range(p):
+    if isinstance(p, (Categorical, Ordinal)): return ', '.join(map(str, p.options))
+    return f'{p.low:g} to {p.high:g}'
