@@ -119,7 +119,8 @@ def savings_sentence(
     if rows.empty:
         return f'On {name} no cheaper point of the front is within {ALLOWED_LOSSES[-1]:g} points of the best.'
     clause = lambda r: (f'the cheapest within {r.allowed:g} points of it is the {r.family} at '
-        f'{format_rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points and saves {r.saved:.1f} ± {r.saved_ci:.1f} %')
+        f'{format_rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points '
+        f'and saves {r.saved:.1f} ± {r.saved_ci:.1f} %')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
