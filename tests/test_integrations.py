@@ -1,6 +1,8 @@
 "The doors to other libraries, each with the real package: the extra `integrations`. In CI a package that is missing is a failure."
 import importlib.util
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -291,6 +293,13 @@ def test_a_gpu_that_zeus_loses_is_the_meters_fault(driver):
         driver.millijoules -= 1000
         window.lap()
         window.read()
+
+
+def test_codecarbon_prints_nothing_beside_zeus(tmp_path):
+    need('zeus') # it brings AMD's library, which CodeCarbon imports
+    script = "from pareto_energy.energy.counters import open_meter; open_meter('codecarbon')"
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
 def test_zeus_without_a_gpu_says_so():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from ..core import output_folder
+from ..energy.meter import load_codecarbon
 from ..models.data import load_dataset
 from ..models.families import DEFAULTS, get_loss
 from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors
@@ -143,6 +144,7 @@ def meter_costs(
     meter, # the meter of the study
 ) -> dict: # for a window and for a fresh tracker: median seconds and CPU-seconds, least and most seconds
     "Cost of a window that holds nothing, and of a fresh CodeCarbon tracker."
+    load_codecarbon()
     from codecarbon import OfflineEmissionsTracker
     def window():
         with meter.window() as w: w.lap()

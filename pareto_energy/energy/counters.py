@@ -10,8 +10,8 @@ import logging, os, time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from ..core import lookup
-from pareto_energy.energy.meter import (
+from pareto_energy.core import lookup
+from pareto_energy.energy.meter import (, load_codecarbon
     Meter, MeterError, SimulatedMeter, calibration_workload, is_virtual, library_versions, machine_id, measure,
     measure_idle)
 
@@ -65,6 +65,7 @@ def rapl_counters(
     powercap:Path=_POWERCAP, # the folder of the domains
 ) -> tuple: # counters, and for each component that has none the reason
     "RAPL domains that can be read, mirrored dies once."
+    load_codecarbon()
     from codecarbon.core.rapl import find_mirrored_counters
     if not any(powercap.glob('intel-rapl:*')):
         why = f'{powercap} holds no intel-rapl folder: no RAPL on this machine, or a virtual machine that hides it'
@@ -105,6 +106,7 @@ def nvml_counter(
     """The counter of a GPU.
 
     Raises: `MeterError` where NVML has no such GPU, or the GPU no counter."""
+    load_codecarbon()
     from codecarbon.core.gpu import AllGPUDevices
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
     physical = int(visible[index]) if index < len(visible) and visible[index].isdigit() else index
@@ -136,6 +138,7 @@ def _children_seconds() -> float: # CPU-seconds
 # %% ../../nbs/12_energy.counters.ipynb #e027w
 def watts_per_thread() -> float: # watts
     "Power of one busy hardware thread."
+    load_codecarbon()
     from codecarbon.core.cpu import DEFAULT_POWER_PER_CORE, TDP, count_cpus
     if is_virtual(): return float(DEFAULT_POWER_PER_CORE)
     tdp = TDP().tdp
@@ -169,6 +172,7 @@ class ConstantPower:
 @cache
 def _tracker():
     "The process's CodeCarbon tracker, every argument explicit."
+    load_codecarbon()
     from codecarbon import OfflineEmissionsTracker
     logging.getLogger('codecarbon').setLevel('ERROR')
     tracker = OfflineEmissionsTracker(

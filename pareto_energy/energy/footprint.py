@@ -8,7 +8,7 @@ __all__ = ['measure_inference', 'lifetime_energy', 'break_even', 'carbon_intensi
 # %% ../../nbs/14_energy.footprint.ipynb #imp
 import math
 from ..core import lookup
-from .meter import Meter, Measurement, measure, scale
+from .meter import Measurement, Meter, load_codecarbon, measure, scale
 from .counters import JOULES_PER_KWH
 
 # %% ../../nbs/14_energy.footprint.ipynb #e078
@@ -55,6 +55,7 @@ def carbon_intensity(
     """Carbon intensity of a country's electricity, from CodeCarbon's table.
 
     Raises: `ValueError` for a country that the table does not have."""
+    load_codecarbon()
     from codecarbon.input import DataSource
     return float(lookup(country, DataSource().get_global_energy_mix_data(), 'country')['carbon_intensity'])
 

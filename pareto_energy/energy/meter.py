@@ -7,7 +7,8 @@ __all__ = ['LABELS', 'SOURCES', 'MeterError', 'Source', 'ComponentEnergy', 'Meas
            'measure', 'measure_idle', 'subtract_idle']
 
 # %% ../../nbs/11_energy.meter.ipynb #imp
-import math, os, platform, re, statistics, tempfile, time
+import io, logging, math, os, platform, re, statistics, sys, tempfile, time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -383,6 +384,17 @@ def subtract_idle(
     return gross.joules - watts*gross.seconds, math.hypot(gross.se, watts_se*gross.seconds)
 
 # %% ../../nbs/11_energy.meter.ipynb #e027
+def load_codecarbon():
+    """Import CodeCarbon silently.
+
+    AMD's library, which Zeus brings, prints on the standard output where AMD's driver is missing."""
+    if 'codecarbon' in sys.modules: return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()): import codecarbon
+    finally: logging.disable(before)
+
 def is_virtual() -> bool: # True inside a virtual machine (Linux)
     "Whether a hypervisor runs this machine."
     cpuinfo = Path('/proc/cpuinfo')
@@ -393,6 +405,7 @@ def machine_id(
 ) -> str: # one line: CPU, threads, memory, system
     "The fingerprint of this machine."
     import psutil
+    load_codecarbon()
     from codecarbon.core.cpu import detect_cpu_model
     memory = f'{psutil.virtual_memory().total/2**30:.0f} GB'
     virtual = 'virtual' if is_virtual() else ''
