@@ -10,8 +10,8 @@ import logging, os, time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from pareto_energy.core import lookup
-from pareto_energy.energy.meter import (, load_codecarbon
+from ..core import lookup
+from pareto_energy.energy.meter import (load_codecarbon,
     Meter, MeterError, SimulatedMeter, calibration_workload, is_virtual, library_versions, machine_id, measure,
     measure_idle)
 
