@@ -21,8 +21,9 @@ def formula_run(name, family, configuration, epochs, seed, *_, sleep:float=0., *
     e, lr = np.arange(1, epochs + 1), np.log10(configuration['lr'])
     utility = (.95 - .1*abs(lr + 2))*(1 - np.exp(-e*10**(lr + 2)/5))
     joules = e*20/configuration['batch']**.5
-    return Run(utility.tolist(), None, joules.tolist(), [None]*epochs, float(joules[-1]), sleep, sleep, 0., 1, None, 1,
-        {}, {}, {}, 0., {})
+    return Run(utility=utility.tolist(), test=None, joules=joules.tolist(), se=[None]*epochs, spent=float(joules[-1]),
+        seconds=sleep, cpu_seconds=sleep, ram_joules=0., parameters=1, flops=None, repeats=1, sources={}, parts={},
+        inference={}, stopping_joules=0., interference={})
 
 class SyntheticStudy(FamilyStudy):
     "A study whose trials are made up."
