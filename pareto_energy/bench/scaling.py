@@ -42,7 +42,7 @@ def synthetic_study(
 # %% ../../nbs/82_bench.scaling.ipynb #e01
 def long_study(
     sizes, # numbers of trials, ascending
-) -> list: # for each size: trials, seconds of a trial since the size before, megabytes, seconds to open the log, megabytes of the log, seconds of a suggestion
+) -> list: # for each size: trials, seconds of a trial and of a suggestion, seconds to open the log, megabytes
     "Run one long study in this process."
     import psutil
     rows, done = [], 0

@@ -437,7 +437,7 @@ def cost_to_target(
     searches:list, # as in `run_benchmark`
     share:float=.95, # of the true hypervolume
     measure:str='share', # or 'share_of_all_epochs'
-) -> pd.DataFrame: # strategy, seeds, share at the end, runs and joules to the share (medians; infinite where most don't reach it), seconds of asking
+) -> pd.DataFrame: # of each strategy: share at the end, median runs and joules to the share, seconds of asking
     "What each strategy needs, median over its seeds."
     def first(s):
         return next(((n + 1, s['joules'][n]) for n, a in enumerate(s[measure]) if a >= share), (math.inf, math.inf))

@@ -27,13 +27,13 @@ class ReferenceMachine:
     "The machine in whose joules a study is."
     machine_id: str # its fingerprint
     label: str # of its readings
-    joules: float # of the reference workload
+    joules: float # of the calibration workload
     se: float # standard error of these joules
 
 def measure_machine(
     meter:Meter, # of the machine
 ) -> ReferenceMachine:
-    "Read the reference workload on this machine."
+    "Read the calibration workload on this machine."
     reading = measure(calibration_workload, meter)
     return ReferenceMachine(meter.machine_id, meter.label, joules=reading.joules, se=reading.se)
 

@@ -376,7 +376,7 @@ def interference(
 # %% ../../nbs/12_energy.counters.ipynb #e085
 def describe_meter(
     meter:Meter, # from `open_meter`
-    sizes=(50, 100, 200, 400), # products in the reference workload
+    sizes=(50, 100, 200, 400), # products in the calibration workload
 ) -> dict: # machine, versions, label, sources, watts, idle power and one row for each size
     "Describe a meter by what it is and by what it reads."
     idle = measure_idle(meter, .2)

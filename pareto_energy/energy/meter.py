@@ -342,7 +342,7 @@ def measure(
 def calibration_workload(
     products:int=100, # products of two 256 × 256 matrices
 ):
-    "Multiply matrices: the reference workload."
+    "Multiply matrices: the calibration workload."
     import numpy as np
     a = np.ones((256, 256))
     for _ in range(products): a @ a

@@ -31,10 +31,10 @@ def ci_half_width_of(
 DRIFT_THRESHOLD = .05 # relative change from the first to the last reading that is worth a report
 
 def fit_drift(
-    moments:list, # when the reference workload was read, in trials
+    moments:list, # when the calibration workload was read, in trials
     joules:list, # what it took
 ) -> dict: # change from first to last and its half-width (both relative), p, and whether it is worth a report
-    "Fit the trend of the reference workload."
+    "Fit the trend of the calibration workload."
     from scipy import stats
     if len(set(moments)) < 3: return dict(change=math.nan, half_width=math.nan, p=math.nan, drifted=False)
     line = stats.linregress(moments, joules)

@@ -38,8 +38,8 @@ class Trial:
     reason: str = '' # when failed
     spent: float = 0. # joules of all repeats
     attempts: int = 1
-    search_end: dict = field(default_factory=dict) # where the search ended: gain and cost expected of the next trial, joules of the suggestion
-    retrained: list = field(default_factory=list) # a record for each epoch and fresh seed: utility (validation), test, joules, inference, after
+    search_end: dict = field(default_factory=dict) # gain and cost expected of the next trial, joules of the suggestion
+    retrained: list = field(default_factory=list) # for each epoch and fresh seed: validation utility, test, joules, inference, after
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)

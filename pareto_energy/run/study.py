@@ -367,6 +367,7 @@ class _JobLoop:
         for job in self.running.values():
             with suppress(KeyboardInterrupt): job.throw(error)
 
+# %% ../../nbs/53_run.study.ipynb #j03r
 def run_jobs(
     jobs, # an iterator of jobs
     executor, # such as `InProcessExecutor`
