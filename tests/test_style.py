@@ -138,6 +138,12 @@ def test_links_name_what_they_lead_to():
     assert not [(name, m) for name, text in texts for m in re.findall(r'\[[Cc]hapter \d+\]', text)]
 
 
+def test_links_lead_somewhere():
+    links = [(p, link.split('#')[0]) for p in [*NOTEBOOKS, *TUTORIALS, ROOT/'nbs/index.ipynb'] for c in style.cells_of(p)
+             if c.kind == 'markdown' for link in re.findall(r'\]\(([^)\s]+)\)', c.source) if not link.startswith(('http', '#', 'attachment:'))]
+    assert len(links) > 50 and not [(p.name, link) for p, link in links if not (p.parent/link).exists()]
+
+
 def test_logs_of_the_former_schema_open(tmp_path):
     from pareto_energy.front.log import read_log
     for path in sorted((ROOT/'data/published').glob('*/trials.jsonl')):
