@@ -171,7 +171,7 @@ def expected_return_sentence(
     table:pd.DataFrame, # from `expected_returns`
 ) -> str:
     "Whether another run is expected to pay."
-    if table.empty: return 'No search of this study plans its runs, so none says what another would bring.'
+    if table.empty: return 'No run of this study was planned by its expected return, so nothing says what another would bring.'
     ended, rest, sentences = table[table.ended], table[~table.ended], []
     if len(ended):
         sentences.append(f'{len(ended)} of {len(table)} searches that plan ended by themselves, after '
