@@ -70,3 +70,24 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     pd.DataFrame([dict(dataset='mine', batch_size=b, optimizer='sgd', power_limit=p, time_per_epoch=1., average_power=p) for b in (4, 8) for p in (100, 200)]).to_csv(tmp_path/'summary_power_h100.csv')
     answer = CliRunner().invoke(app, ['benchmark', '--data', str(tmp_path), '--gpu', 'h100', '--workload', 'mine', '--strategy', 'optuna-tpe'])
     assert answer.exit_code == 2 and "optuna is not installed: pip install 'pareto_energy[bench]'" in answer.stderr
+
+
+def test_no_suggestion_pays_for_late_imports():
+    import subprocess
+    import sys
+    script = '''
+import sys
+from types import SimpleNamespace
+from pareto_energy.energy.meter import SimulatedMeter
+from pareto_energy.models.space import Float, Space
+from pareto_energy.run.tasks import suggest
+from pareto_energy.search.strategies import SearchTask
+
+class Watched(SimulatedMeter):
+    def window(self):
+        print({name: name in sys.modules for name in ('torch._refs', 'scipy.stats.qmc')})
+        return super().window()
+suggest(SimpleNamespace(threads=1, metered=Watched()), SearchTask(Space(x=Float(0., 1.))), 'trajectory', 0, [])
+'''
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert done.stdout.strip() == "{'torch._refs': True, 'scipy.stats.qmc': True}", done.stderr

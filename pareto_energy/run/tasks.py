@@ -8,12 +8,14 @@ __all__ = []
 # %% ../../nbs/52_run.tasks.ipynb #imp
 import math
 from dataclasses import asdict, dataclass
+from functools import cache
 import torch
 from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
 from ..energy.counters import get_meter
 from ..energy.calibration import ReferenceMachine, calibrated_meter, measure_machine
 from ..models.data import load_dataset
 from ..models.run import Run, TrainingFailed
+from ..models.space import Float, Space, sobol_points
 from ..models.training import train
 from ..front.log import Trial
 from ..search.strategies import SearchTask
@@ -43,6 +45,12 @@ def read_reference_machine(measurement:MeasurementSettings) -> ReferenceMachine:
     return measure_machine(measurement.metered)
 
 # %% ../../nbs/52_run.tasks.ipynb #a02
+@cache
+def import_for_suggestions():
+    "Let PyTorch and SciPy import what they import late, once in a process."
+    torch.broadcast_shapes((1,), (1,))
+    sobol_points(Space(x=Float(0., 1.)), 1, 0)
+
 def suggest(
     measurement:MeasurementSettings,
     search:SearchTask, # what is searched
@@ -52,6 +60,7 @@ def suggest(
 ) -> tuple: # the suggestion, and its origin with seconds and joules
     "The strategy's next configuration, metered."
     torch.set_num_threads(measurement.threads)
+    import_for_suggestions()
     with measurement.metered.window() as window:
         if len(earlier) < len(search.enqueued): suggestion = search.enqueued[len(earlier)]
         else: suggestion = STRATEGIES[strategy](search, earlier, seed)
