@@ -27,7 +27,7 @@ def chapters_folder() -> Path:
 def list_chapters(
     folder:Path, # from `chapters_folder`
 ) -> list: # paths in order
-    "The notebooks of the book."
+    "The notebooks with a number."
     return sorted(folder.glob('[0-9][0-9]_*.ipynb'))
 
 # %% ../nbs/71_cli.ipynb #c07

@@ -374,7 +374,7 @@ def _timed(function, *args):
     return result, time.perf_counter() - start
 
 def _stop_at(searcher, configuration, planned, run):
-    "The epoch at which a searcher ends a run, and the seconds of judging it."
+    "The epoch at which a searcher ends a run, and the seconds of the decision."
     (utility, joules), seconds = run, 0.
     for e in [e for e in epoch_grid(len(joules)) if e < planned]:
         stop, more = _timed(searcher.stops, configuration, utility[:e].tolist(), joules[:e].tolist())
@@ -399,8 +399,8 @@ def search_table(
         key = table.nearest(configuration)
         utility, joules = _draw(table, key, rng)
         if whole_runs:
-            length, judging = _stop_at(searcher, configuration, length, (utility, joules))
-            seconds += judging
+            length, deciding = _stop_at(searcher, configuration, length, (utility, joules))
+            seconds += deciding
         _, telling = _timed(searcher.tell, configuration, length, utility[:length].tolist(), joules[:length].tolist())
         record.add(key, length, joules, seconds + telling)
     return dict(strategy=name, seed=seed, **record.columns())
