@@ -155,3 +155,9 @@ def test_logs_of_the_former_schema_open(tmp_path):
         first = next(iter(state.trials.values()))
         assert first.machine_id and 'precision' not in first.configuration
         assert not any('thought' in t.origin.get('source', '') for t in state.trials.values())
+
+
+def test_no_message_names_a_former_parameter():
+    former = re.compile(r'\breference_(joules|utility|every)\b(?!=)')
+    lines = [(path.name, line) for path in [*style.modules(), *TUTORIALS, ROOT/'README.md'] for line in path.read_text(encoding='utf-8').splitlines()]
+    assert not [(name, line) for name, line in lines if former.search(line)]

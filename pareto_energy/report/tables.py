@@ -78,7 +78,7 @@ def no_front_message(trials:list) -> str:
     failed = [t for t in trials if t.status == 'failed']
     why = f', the first with "{failed[0].reason}"' if failed else ''
     return (f'No point of this study is better than its reference point, so there is no front: {len(failed)} of '
-        f'{len(trials)} trials failed{why}. Change ranges, train longer, or raise reference_joules.')
+        f'{len(trials)} trials failed{why}. Change ranges, train longer, or raise ref_joules.')
 
 # %% ../../nbs/60_report.tables.ipynb #c11
 def _summarise_retraining(trial, epoch, searched):
