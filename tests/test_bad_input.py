@@ -82,7 +82,8 @@ def test_other_machine(home):
 
 def test_changed_parameters(home):
     from pareto_energy.cli import chapters_folder, check_study, load_parameters
-    check_study(load_parameters('smoke', [], chapters_folder()))
+    from pareto_energy.run.settings import save_settings
+    save_settings(check_study(load_parameters('smoke', [], chapters_folder())))
     assert 'epochs was 6 and is now 5' in complaint('smoke', '-p', 'epochs=5')
 
 

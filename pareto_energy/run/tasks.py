@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/52_run.tasks.ipynb #imp
 import math
 from dataclasses import asdict, dataclass
-from functools import cache
 import torch
 from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
 from ..energy.counters import get_meter
@@ -45,9 +44,8 @@ def read_reference_machine(measurement:MeasurementSettings) -> ReferenceMachine:
     return measure_machine(measurement.metered)
 
 # %% ../../nbs/52_run.tasks.ipynb #a02
-@cache
-def import_for_suggestions():
-    "Let PyTorch and SciPy import what they import late, once in a process."
+def import_for_suggestions(*_):
+    "Let PyTorch and SciPy import what they import late."
     torch.broadcast_shapes((1,), (1,))
     sobol_points(Space(x=Float(0., 1.)), 1, 0)
 
