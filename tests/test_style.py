@@ -161,3 +161,7 @@ def test_no_message_names_a_former_parameter():
     former = re.compile(r'\breference_(joules|utility|every)\b(?!=)')
     lines = [(path.name, line) for path in [*style.modules(), *TUTORIALS, ROOT/'README.md'] for line in path.read_text(encoding='utf-8').splitlines()]
     assert not [(name, line) for name, line in lines if former.search(line)]
+
+
+def test_outputs_hold_no_paths_of_a_machine():
+    assert not [path.name for path in [*NOTEBOOKS, *TUTORIALS] if 'site-packages' in path.read_text(encoding='utf-8')]
