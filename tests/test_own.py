@@ -57,3 +57,15 @@ def test_a_notebook_keeps_one_sentence_and_the_results(tmp_path):
     (live,), results = (cell.outputs for cell in nbformat.read(tmp_path/'mine.ipynb', 4).cells)
     assert live.output_type == 'display_data' and live.data['text/markdown'].startswith('6 of 6 trials, ')
     assert [next(m for m in ('image/png', 'text/html', 'text/markdown') if m in o.data) for o in results] == ['image/png', 'text/html', 'text/markdown']
+
+
+def test_a_hyperparameter_of_ones_own_keeps_its_name(home):
+    from pareto_energy.run.settings import read_settings, save_settings, check_unchanged, StudySettings
+    ranges = dict(all=dict(precision='float32'), mlp=dict(precision='float32'), my_loop=dict(precision=[8, 32]))
+    mine = StudySettings(study='mine', datasets=['mine'], families=['my_loop'], strategies=['random'], seeds=[0], trials=1, n_initial=1,
+                         epochs=1, ranges=dict(my_loop=ranges['my_loop']))
+    save_settings(mine)
+    check_unchanged(mine)
+    mine.ranges, mine.study = ranges, 'former'
+    save_settings(mine)
+    assert read_settings('former')['ranges'] == dict(all=dict(dtype='float32'), mlp=dict(dtype='float32'), my_loop=dict(precision=[8, 32]))

@@ -113,10 +113,17 @@ EVENT_ALIASES = dict(reference='calibration', closed='search_end')
 RUN_ALIASES = dict(judging='stopping_joules', disturbance='interference')
 SOURCE_ALIASES = {'trajectory: light thought': 'trajectory: cheap suggestion',
     'sobol: thinking would go over its budget': 'sobol: suggestions are over their budget'}
-DTYPE_FAMILIES = ('logistic', 'svm', 'mlp', 'cnn', 'resnet', 'gru',
+DTYPE_FAMILIES = ('all', 'logistic', 'svm', 'mlp', 'cnn', 'resnet', 'gru',
     'transformer') # whose hyper-parameter dtype was called precision
 
 def _renamed(d, aliases): return {aliases.get(k, k): v for k, v in d.items()}
+
+def current_hyperparameters(
+    family:str, # a loop of one's own keeps its names
+    named:dict, # hyper-parameter -> value or range
+) -> dict:
+    "Hyper-parameters of a former version with today's names."
+    return _renamed(named, dict(precision='dtype')) if family in DTYPE_FAMILIES else named
 
 def in_current_words(
     event:dict, # of a former schema
@@ -126,8 +133,8 @@ def in_current_words(
     event['event'] = EVENT_ALIASES.get(event.get('event'), event.get('event'))
     if isinstance(event.get('run'), dict): event['run'] = _renamed(event['run'], RUN_ALIASES)
     if isinstance(event.get('origin'), dict): event['origin'] = _current_origin(event['origin'])
-    if event.get('family') in DTYPE_FAMILIES and isinstance(event.get('configuration'), dict):
-        event['configuration'] = _renamed(event['configuration'], dict(precision='dtype'))
+    if isinstance(event.get('configuration'), dict):
+        event['configuration'] = current_hyperparameters(event.get('family'), event['configuration'])
     return event
 
 def _current_origin(origin):

@@ -13,6 +13,7 @@ from ..energy.counters import METERS
 from ..energy.calibration import MACHINE_POLICIES
 from ..models.data import METRICS, check_dataset_name
 from ..models.families import SPACES
+from ..front.log import current_hyperparameters
 from ..search.trajectory import STRATEGIES
 
 # %% ../../nbs/51_run.settings.ipynb #d02
@@ -221,10 +222,9 @@ def read_settings(
     if not path.exists(): return None
     defaults = {f.name: _default(f) for f in fields(StudySettings)}
     recorded = current_names(json.loads(path.read_text(encoding='utf-8')), warn=False)
-    recorded['ranges'] = {family: _renamed_dtype(r) for family, r in recorded['ranges'].items()}
+    recorded['ranges'] = {family: current_hyperparameters(family, r)
+        for family, r in recorded['ranges'].items()}
     return defaults | recorded
-
-def _renamed_dtype(ranges): return {'dtype' if name == 'precision' else name: values for name, values in ranges.items()}
 
 def check_unchanged(settings:StudySettings):
     """Refuse settings under which the study's trials can't have been made.
