@@ -25,7 +25,7 @@ from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied
 from .settings import StudySettings, check_device, check_settings, check_unchanged, save_settings
-from .tasks import (MeasurementSettings, import_for_suggestions, label_and_machine, measure_machine_state, preload_data,
+from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
     read_reference_machine, retrain,
     suggest, train_family, train_trial)
 
@@ -418,7 +418,7 @@ def make_executor(
     return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
         memory=study.max_memory_gb,
         meter=study.measurement.metered, unbound=(label_and_machine, measure_machine_state),
-        first={train_trial: preload_data, retrain: preload_data, suggest: import_for_suggestions})
+        first={train_trial: preload_data, retrain: preload_data})
 
 def common_label_and_machine(
     executor, # such as `InProcessExecutor`

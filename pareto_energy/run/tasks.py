@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/52_run.tasks.ipynb #imp
 import math
 from dataclasses import asdict, dataclass
+from functools import cache
 import torch
 from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
 from ..energy.counters import get_meter
@@ -44,8 +45,9 @@ def read_reference_machine(measurement:MeasurementSettings) -> ReferenceMachine:
     return measure_machine(measurement.metered)
 
 # %% ../../nbs/52_run.tasks.ipynb #a02
-def import_for_suggestions(*_):
-    "Let PyTorch and SciPy import what they import late."
+@cache
+def import_for_suggestions():
+    "Let PyTorch and SciPy import what they import late, once in a process."
     torch.broadcast_shapes((1,), (1,))
     sobol_points(Space(x=Float(0., 1.)), 1, 0)
 
