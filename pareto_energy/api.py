@@ -8,14 +8,14 @@ __all__ = ['Results', 'Study', 'load_study']
 # %% ../nbs/70_api.ipynb #imp
 import json, math, sys, time
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
 from .models.space import describe_space, parse_space
 from .models.custom import check_loop, train_loop
-from .front.log import read_study, read_trials
+from .front.log import RefPoint, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
 from .run.settings import StudySettings, current_names
@@ -30,10 +30,10 @@ def _own_ref_point(
     table:pd.DataFrame, # from `front.pareto.trajectory_points`
     utility:float|None, # where it was stated
     joules:float|None, # where it was stated
-) -> dict: # utility and joules
+) -> RefPoint:
     "What was stated, else what was measured."
     worst, dearest = (table.utility.min(), table.joules.max()*1.1) if len(table) else (0., 1.)
-    return dict(utility=float(worst if utility is None else utility),
+    return RefPoint(utility=float(worst if utility is None else utility),
         joules=float(dearest if joules is None else joules))
 
 # %% ../nbs/70_api.ipynb #r01
@@ -61,7 +61,7 @@ class Results:
     def front(self): # as in `report.tables.front_table`
         trials = self.trials_so_far
         suffix = _use_validation_as_test(trials)
-        ref_points = {name: r | dict(metric=r['metric'] + suffix) for name, r in self.ref_points.items()}
+        ref_points = {name: replace(r, metric=r.metric + suffix) for name, r in self.ref_points.items()}
         return front_table(retrained_points(trials), ref_points)
 
     @property
@@ -120,7 +120,7 @@ def live_front_chart(
     "The front so far."
     use_theme()
     points, (ref_point, *_) = trajectory_points(trials), study.ref_points.values()
-    utility = alt.Y('utility:Q', title=ref_point['metric'], scale=alt.Scale(zero=False))
+    utility = alt.Y('utility:Q', title=ref_point.metric, scale=alt.Scale(zero=False))
     base = lambda table: alt.Chart(table).encode(energy_axis(points.joules, trials[0].label), utility)
     cloud = base(points).mark_point(size=12, opacity=.4)
     front = base(pareto_front(points)).mark_line(interpolate='step-after')
@@ -246,14 +246,14 @@ class Study(Results, FamilyStudy):
     @property
     def _stated_ref_point(self): # None where the user has not stated it
         if None in (self.ref_utility, self.ref_joules): return None
-        return dict(utility=self.ref_utility, joules=self.ref_joules)
+        return RefPoint(utility=self.ref_utility, joules=self.ref_joules)
 
     def save_ref_points(self): pass # what was measured decides, so they are written at the end
 
     @property
-    def ref_points(self): # dataset -> utility, joules and metric
+    def ref_points(self): # dataset -> `RefPoint`
         points = trajectory_points(self.trials_so_far)
-        return {self.datasets[0]: _own_ref_point(points, self.ref_utility, self.ref_joules) | dict(metric=self.metric)}
+        return {self.datasets[0]: replace(_own_ref_point(points, self.ref_utility, self.ref_joules), metric=self.metric)}
 
     def run_part(self, **how): # as in `run.study.run_study`
         "Do what is left of the study, and write its front."
@@ -261,7 +261,7 @@ class Study(Results, FamilyStudy):
         with live_progress(self) as watch: run_study(self, watch=watch, **how)
         folder = study_path(self.study)
         if was_done and (folder/'front.csv').exists(): return self
-        write_text(folder/'reference.json', json.dumps(self.ref_points, indent=1) + '\n')
+        write_text(folder/'reference.json', json.dumps({name: asdict(r) for name, r in self.ref_points.items()}, indent=1) + '\n')
         if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
 

@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pareto_energy.cli import app, execute
-from pareto_energy.front.log import TrialLog, encode_line
+from pareto_energy.front.log import Origin, TrialLog, encode_line
 
 KEY = ('digits', 'logistic', 'random', 0, 0)
 
@@ -55,7 +55,7 @@ def log_with(home, **changes):
     path = home/'data/smoke/trials.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
     with TrialLog(path) as log:
-        log.append('started', KEY, **dict(configuration={}, origin={}, label='simulated', machine_id='simulated') | changes)
+        log.append('started', KEY, **dict(configuration={}, origin=Origin(), label='simulated', machine_id='simulated') | changes)
     return path
 
 
@@ -113,5 +113,5 @@ def test_a_study_of_failures_says_so(home, smoke):
     wild = dict(families=['mlp'], seeds=[0], ranges=dict(mlp=dict(lr=[1e37, 3e38], batch=[32, 512], fraction=1.)))
     trials = run_study(FamilyStudy('wild', **smoke | wild))
     assert {t.status for t in trials} == {'failed'} and all(t.spent > 0 and 'loss became nan' in t.reason for t in trials)
-    assert [t.origin['source'] for t in trials if t.strategy == 'trajectory'] == ['centre', 'sobol', 'sobol', 'sobol: fewer than two finished trials']
+    assert [t.origin.source for t in trials if t.strategy == 'trajectory'] == ['centre', 'sobol', 'sobol', 'sobol: fewer than two finished trials']
     with pytest.raises(ValueError, match='8 of 8 trials failed, the first with "FloatingPointError in epoch 1'): retrained_points(trials)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.run.study import FamilyStudy, run_study
-from pareto_energy.front.log import CHECKSUM_SUFFIX, KEY, SCHEMA, TrialLog, read_log, read_trials, encode_line, decode_line
+from pareto_energy.front.log import CHECKSUM_SUFFIX, KEY, SCHEMA, Origin, RefPoint, TrialLog, read_log, read_trials, encode_line, decode_line
 from pareto_energy.run.tasks import train_family
 
 ONE = dict(families=['logistic'], strategies=['random'], fresh_seeds=1, front_points=1, trials=1, n_initial=1)
-CLAIM = dict(configuration=dict(lr=.1), origin=dict(source='random', joules=0.), label='simulated', machine_id='simulated')
+CLAIM = dict(configuration=dict(lr=.1), origin=Origin(source='random', joules=0.), label='simulated', machine_id='simulated')
 
 
 def hang():
@@ -284,7 +284,7 @@ def test_front_and_hypervolume_agree_with_brute_force(points):
     dominated = lambda a: any(b[0] >= a[0] and b[1] >= a[1] and b != a for b in score)
     best = pareto_front(table)
     assert {(u, -math.log10(j)) for u, j in zip(best.utility, best.joules)} == {a for a in score if not dominated(a)}
-    ref_point = dict(utility=0., joules=1e7)
+    ref_point = RefPoint(utility=0., joules=1e7)
     xs = sorted({0., *(u for u, _ in score)})
     area = sum((right - left)*max((7 + b for u, b in score if u >= right), default=0.) for left, right in zip(xs, xs[1:]))
     assert math.isclose(hypervolume(table, ref_point), area, rel_tol=1e-9, abs_tol=1e-9)
@@ -328,7 +328,7 @@ def test_degenerate_logs_never_kill_a_study(strategy, name, utility, joules):
     space = Space(lr=Float(1e-4, 1e-1, log=True), optimiser=Categorical(['adam', 'sgd']))
     configurations = sobol_points(space, 8) if name != 'the same configuration' else sobol_points(space, 1)*8
     noise = dict(se=[math.nan]*2, repeats=2) if name == 'noise that is no number' else dict(se=[None]*2, repeats=1)
-    trials = [Trial('digits', 'mlp', strategy, 0, n, c, dict(source='sobol'), 'simulated', 'simulated', 'failed' if u is None else 'finished', {} if u is None else dict(utility=[u/2, u], joules=[j/2, j], **noise), spent=j)
+    trials = [Trial('digits', 'mlp', strategy, 0, n, c, Origin('sobol'), 'simulated', 'simulated', 'failed' if u is None else 'finished', {} if u is None else dict(utility=[u/2, u], joules=[j/2, j], **noise), spent=j)
               for n, (c, u, j) in enumerate(zip(configurations, utility, joules))]
-    suggestion = STRATEGIES[strategy](SearchTask(space, 1, 2, dict(utility=0., joules=1e7)), trials, 0)
+    suggestion = STRATEGIES[strategy](SearchTask(space, 1, 2, RefPoint(utility=0., joules=1e7)), trials, 0)
     assert set(suggestion.configuration) == {'lr', 'optimiser'} and suggestion.source.split(':')[0] in (strategy, 'sobol')

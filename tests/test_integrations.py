@@ -15,7 +15,7 @@ from pareto_energy.models.custom import train_loop
 from pareto_energy.models.families import DEFAULTS, family_space
 from pareto_energy.models.space import Categorical, Float, Int, Ordinal, Space
 from pareto_energy.models.run import TrainingFailed
-from pareto_energy.front.log import Trial
+from pareto_energy.front.log import Origin, Trial
 
 ROWS, BATCH, EPOCHS = 64, 16, 3
 
@@ -127,7 +127,7 @@ def test_each_epoch_has_its_utility_and_the_joules_of_its_training_alone(loop, m
 
 
 def test_a_run_of_another_library_ends_when_the_strategy_says_so(loop, meter, configuration):
-    stopped = train_loop(loop, configuration, 9, 0, meter, should_continue=lambda utility, joules: len(utility) < 2)
+    stopped = train_loop(loop, configuration, 9, 0, meter, should_continue=lambda utility, joules, epochs: len(epochs) < 2)
     assert len(stopped.utility) == len(stopped.joules) == 2
 
 
@@ -145,7 +145,7 @@ SPACE = Space(
 def made_up_trials():
     "Five finished trials and a failed one."
     rows = [dict(lr=.01*(n + 1), width=n + 1, batch=(8, 16, 32)[n % 3], kind='ab'[n % 2], deep=n > 2) for n in range(6)]
-    made = [Trial('toy', 'mine', 'random', 0, n, row, dict(source='random'), 'simulated', 'simulated') for n, row in enumerate(rows)]
+    made = [Trial('toy', 'mine', 'random', 0, n, row, Origin('random'), 'simulated', 'simulated') for n, row in enumerate(rows)]
     same = dict(se=[.1, .1], seconds=1., parameters=10, sources=dict(cpu='formula'))
     run = lambda n: dict(utility=[.5, .6 + .01*n], joules=[1., 2. + n], **same)
     finished = [replace(t, status='finished', run=run(t.number), spent=9.) for t in made[:-1]]

@@ -62,7 +62,7 @@ class Zygote:
 
 def outcome(log):
     "What must not depend on kills: everything but clocks."
-    return {k: (t.configuration, t.origin['source'], t.status, t.run.get('utility'), t.run.get('joules'), t.retrained) for k, t in read_trials(log).items()}
+    return {k: (t.configuration, t.origin.source, t.status, t.run.get('utility'), t.run.get('joules'), t.retrained) for k, t in read_trials(log).items()}
 
 
 def ends(log):
@@ -129,12 +129,12 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, smoke):
 
 def test_a_configuration_that_always_kills_is_given_up(home, smoke):
     from pareto_energy.run.study import FamilyStudy, run_study
-    from pareto_energy.front.log import MAX_ATTEMPTS, TrialLog
+    from pareto_energy.front.log import MAX_ATTEMPTS, Origin, TrialLog
     study = FamilyStudy('suspect', **smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], trials=1))
     study.log_path.parent.mkdir(parents=True)
     with TrialLog(study.log_path) as log:
         for _ in range(MAX_ATTEMPTS):
-            log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin={}, label='simulated', machine_id='simulated')
+            log.append('started', ('digits', 'logistic', 'random', 0, 0), configuration=dict(lr=.1), origin=Origin(), label='simulated', machine_id='simulated')
     trial, = run_study(study)
     assert (trial.status, trial.attempts) == ('failed', MAX_ATTEMPTS) and 'process died' in trial.reason
 
@@ -175,7 +175,7 @@ def test_budgets_of_hours_and_joules(home, smoke):
     assert len(run_study(FamilyStudy(**smoke))) == 32
     warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], n_initial=4))
     assert 1 <= len(warm.search('digits', 'mlp').warm_starts) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').prior_trials] == [16]
-    sources = {t.key[2:]: t.origin['source'] for t in run_study(warm)}
+    sources = {t.key[2:]: t.origin.source for t in run_study(warm)}
     assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'sobol', 'trajectory', 'sobol'] and sources['random', 0, 1] == 'warm start'
 
 

@@ -1,6 +1,6 @@
 "A search that ends, and a run that is stopped, because the rest isn't worth its energy."
 from pareto_energy.run.study import FamilyStudy, is_complete, run_study, total_joules, study_status
-from pareto_energy.front.log import read_trials
+from pareto_energy.front.log import ExpectedReturn, Origin, read_trials
 from pareto_energy.search.trajectory import stopping_rule
 
 ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
@@ -11,7 +11,7 @@ def test_a_search_ends_when_its_next_run_is_not_worth_it(home, smoke):
     trials = run_study(study)
     assert len(trials) == study.n_initial and all(t.status == 'finished' for t in trials)
     end = trials[-1].search_end
-    assert end['gain'] < 1e9*end['cost'] and end['joules'] > 0 and not any(t.search_end for t in trials[:-1])
+    assert end.expected.gain < 1e9*end.expected.cost and end.joules > 0 and not any(t.search_end for t in trials[:-1])
     assert is_complete(study, read_trials(study.log_path)) and study_status(study)['datasets']['digits']['of'] == study.n_initial
     before = study.log_path.read_bytes()
     assert total_joules(run_study(study)) == total_joules(trials) and study.log_path.read_bytes() == before
@@ -21,8 +21,8 @@ def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
     study = FamilyStudy('open', **smoke | ONE | dict(trials=5), min_gain_per_cost=0)
     trials = run_study(study)
     n_initial, planned = trials[:study.n_initial], trials[study.n_initial:]
-    assert len(planned) == 5 - study.n_initial and all(t.origin['source'] == 'trajectory' and len(t.run['utility']) <= t.origin['epochs'] for t in planned)
-    assert all(t.origin['epochs'] < len(t.run['utility']) == study.epochs for t in n_initial), 'where training is quick, an initial run goes on'
+    assert len(planned) == 5 - study.n_initial and all(t.origin.source == 'trajectory' and len(t.run['utility']) <= t.origin.epochs for t in planned)
+    assert all(t.origin.epochs < len(t.run['utility']) == study.epochs for t in n_initial), 'where training is quick, an initial run goes on'
 
 
 def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
@@ -30,11 +30,11 @@ def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking
     study = FamilyStudy('looked', **smoke | ONE | dict(trials=4, epochs=60), min_gain_per_cost=1e9)
     *earlier, last = run_study(replace(study, min_gain_per_cost=0, study='all'))
     search = study.search('digits', 'logistic')
-    flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.]), dict(utility=[.1]*5, joules=lambda: 1/0)
-    planned = lambda joules: replace(last, origin=dict(source='trajectory', epochs=60, joules=joules, expected=dict(gain=1., cost=1.)))
+    flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.], epochs=[1, 2, 3, 4]), dict(utility=[.1]*5, joules=lambda: 1/0, epochs=[1, 2, 3, 4, 5])
+    planned = lambda joules: replace(last, origin=Origin(source='trajectory', epochs=60, joules=joules, expected=ExpectedReturn(gain=1., cost=1.)))
     assert not stopping_rule(search, planned(1.), earlier)(**flat) and stopping_rule(search, planned(1e6), earlier)(**flat)
     assert stopping_rule(search, planned(1.), earlier)(**unread), 'the meter is read at checkpoints only'
-    assert stopping_rule(search, replace(last, origin=dict(source='sobol', epochs=60)), earlier) is None
+    assert stopping_rule(search, replace(last, origin=Origin(source='sobol', epochs=60)), earlier) is None
 
 
 def test_benchmark_on_a_folder_never_seen_before(tmp_path):

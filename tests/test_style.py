@@ -154,7 +154,7 @@ def test_logs_of_the_former_schema_open(tmp_path):
         assert b'"schema": 2' in lines[0] and not state.damage and state.lines == len(lines)
         first = next(iter(state.trials.values()))
         assert first.machine_id and 'precision' not in first.configuration
-        assert not any('thought' in t.origin.get('source', '') for t in state.trials.values())
+        assert not any('thought' in t.origin.source for t in state.trials.values())
 
 
 def test_no_message_names_a_former_parameter():

@@ -20,7 +20,7 @@ from ..models.data import load_dataset
 from ..models.space import Categorical, Int, Ordinal, Space, centre_config, sobol_points as sobol_points
 from ..models.families import DEFAULTS
 from ..models.training import train
-from ..front.log import Trial
+from ..front.log import Origin, Trial
 from ..front.pareto import epoch_grid
 from ..search.strategies import SearchTask, sobol_strategy
 from ..search.surrogate import MIN_LENGTHSCALE
@@ -201,7 +201,7 @@ def _apart(configuration):
     return rest, rest.pop('epochs', 1)
 
 def _trial(number, configuration, utility, joules, **origin):
-    return Trial('table', 'table', 'table', 0, number, configuration, origin, 'measured', 'table', 'finished',
+    return Trial('table', 'table', 'table', 0, number, configuration, Origin(**origin), 'measured', 'table', 'finished',
         dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
 
 def _draw(table, key, rng):
@@ -228,9 +228,8 @@ class TrajectorySearcher:
         return source.configuration, self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
-        origin = dict(expected=self.plan.expected) if self.plan.expected else {}
         return self.stop and not should_continue(self.search, self.trials,
-            _trial(len(self.trials), configuration, utility, joules, **origin), self.seed)
+            _trial(len(self.trials), configuration, utility, joules, expected=self.plan.expected), self.seed)
 
     def tell(self, configuration, epochs, utility, joules):
         self.trials.append(_trial(len(self.trials), configuration, utility, joules))

@@ -6,21 +6,47 @@
 __all__ = ['METERS', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter']
 
 # %% ../../nbs/12_energy.counters.ipynb #imp
-import logging, os, time
+import logging, os, threading, time, weakref
 from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from ..core import lookup
-from pareto_energy.energy.meter import (load_codecarbon,
-    Meter, MeterError, SimulatedMeter, calibration_workload, is_virtual, library_versions, machine_id, measure,
-    measure_idle)
+from .meter import (
+    SOURCES, Meter, MeterError, SimulatedMeter, calibration_workload, descendants_seconds, has_children, is_virtual,
+    library_versions, load_codecarbon, machine_id, measure, measure_idle)
 
 # %% ../../nbs/12_energy.counters.ipynb #e014
 _POWERCAP = Path('/sys/class/powercap')
+_MAX_WATTS = 1000. # of one RAPL domain: more than any processor takes
+
+# %% ../../nbs/12_energy.counters.ipynb #e014d
+class Counter:
+    "What every counter of joules shares."
+    def restart(self): "Begin to count again, after time that nobody read."
+    def read(self) -> float: raise NotImplementedError('A counter needs read(), which returns joules.')
+
+def _read_number(
+    file:Path, # of a RAPL domain
+    least:int=0, # the smallest value that makes sense
+) -> int:
+    """The number in a file of RAPL's.
+
+    Raises: `MeterError` where it can't be read, or holds none."""
+    try: text = file.read_text()
+    except PermissionError as e:
+        raise MeterError(f'{file} is not readable: sudo chmod -R a+r {file.parent.parent}/intel-rapl:*') from e
+    except OSError as e: raise MeterError(f'The RAPL file {file} can no longer be read ({e.strerror}).') from e
+    try: number = int(text)
+    except ValueError as e: raise MeterError(f'The RAPL file {file} holds no number, but {text.strip()!r}.') from e
+    if number < least: raise MeterError(f'The RAPL file {file} holds {number}: it must be at least {least}.')
+    return number
 
 # %% ../../nbs/12_energy.counters.ipynb #e014c
-class RaplCounter:
-    "One RAPL domain: joules since it was opened, across wrap-arounds."
+class RaplCounter(Counter):
+    """One RAPL domain: joules since it was opened, across wrap-arounds.
+
+    Raises: `MeterError` where one of its files holds no number."""
     source = 'rapl'
     def __init__(self,
         folder:Path, # such as intel-rapl:0
@@ -29,19 +55,28 @@ class RaplCounter:
         self.file = Path(folder)/'energy_uj'
         self.component = component
         self.microjoules = 0
-        self.range = int((Path(folder)/'max_energy_range_uj').read_text()) + 1
-        self.last = self._raw()
+        self.range = _read_number(Path(folder)/'max_energy_range_uj', least=1) + 1
+        self.lock = threading.Lock() # the counter is read in the background, too
+        self.restart()
 
-    def _raw(self):
-        try: return int(self.file.read_text())
-        except OSError as e:
-            raise MeterError(f'The RAPL counter {self.file} can no longer be read ({e.strerror}).') from e
+    @property
+    def min_wrap_seconds(self): # at the highest power
+        return self.range/1e6/_MAX_WATTS
+
+    def restart(self):
+        with self.lock: self.last, self.read_at = _read_number(self.file), time.monotonic()
 
     def read(self) -> float: # joules
-        now = self._raw()
-        self.microjoules += (now - self.last) % self.range
-        self.last = now
-        return self.microjoules/1e6
+        with self.lock:
+            now, moment = _read_number(self.file), time.monotonic()
+            unread = moment - self.read_at
+            if unread > self.min_wrap_seconds:
+                raise MeterError(f'The RAPL counter {self.file} was not read for {unread:.0f} s, in which it may have '
+                    f'wrapped around more than once (it holds {self.range/1e6:.0f} J): keep the process from being '
+                    'suspended, or use another meter.')
+            self.microjoules += (now - self.last) % self.range
+            self.last, self.read_at = now, moment
+            return self.microjoules/1e6
 
 # %% ../../nbs/12_energy.counters.ipynb #e015
 def _component(domain_name):
@@ -56,8 +91,8 @@ def _open_domains(powercap):
         component = _component((folder/'name').read_text().strip()) if (folder/'name').exists() else None
         if component is None: continue
         try: counters.append(RaplCounter(folder, component))
-        except MeterError:
-            missing[component] = f'{folder}/energy_uj is not readable: sudo chmod -R a+r {powercap}/intel-rapl:*'
+        except MeterError as e: missing[component] = str(e)
+    if not any(c.component == 'cpu' for c in counters): missing.setdefault('cpu', f'{powercap} holds no CPU package')
     return counters, missing
 
 # %% ../../nbs/12_energy.counters.ipynb #e015r
@@ -76,7 +111,7 @@ def rapl_counters(
     return [c for c in readable if c.file not in mirrored], missing
 
 # %% ../../nbs/12_energy.counters.ipynb #e021
-class NvmlCounter:
+class NvmlCounter(Counter):
     "The energy counter of one GPU: joules since the driver was loaded."
     component, source = 'gpu', 'nvml'
     def __init__(self,
@@ -93,6 +128,37 @@ class NvmlCounter:
             raise MeterError(f'The energy counter of GPU {self.device.gpu_index} can no longer be read.')
         return millijoules/1e3
 
+# %% ../../nbs/12_energy.counters.ipynb #g01
+def _visible_gpus(devices): # NVML's, in the order of their slots
+    """The GPUs that CUDA shows, in its order.
+
+    Raises: `MeterError` where that order cannot be known."""
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    entries = [str(d.gpu_index) for d in devices] if named is None else [e.strip() for e in named.split(',')]
+    _check_order(devices, entries)
+    visible = []
+    for entry in entries:
+        gpu = _find_gpu(entry, devices)
+        if gpu is None: break # CUDA shows none from the first that is not there
+        visible.append(gpu)
+    return visible
+
+def _check_order(devices, entries):
+    "Refuse indices where CUDA and NVML may count differently: CUDA begins with the fastest card."
+    by_slot = os.environ.get('CUDA_DEVICE_ORDER') == 'PCI_BUS_ID' or len({d._gpu_name for d in devices}) < 2
+    if by_slot or not any(e.isdigit() for e in entries): return
+    raise MeterError('The GPUs of this machine are of several kinds, and CUDA may count them in another order than NVML: '
+        'set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its UUID in CUDA_VISIBLE_DEVICES.')
+
+def _find_gpu(entry, devices): # one name of CUDA_VISIBLE_DEVICES; None where there is no such card
+    if entry.startswith('MIG'):
+        raise MeterError(f'{entry} is a part of a card, and NVML counts the joules of the whole card: train on a whole one.')
+    if entry.isdigit(): return next((d for d in devices if d.gpu_index == int(entry)), None)
+    matching = [d for d in devices if entry.startswith('GPU-') and d._uuid.startswith(entry)]
+    if len(matching) > 1: raise MeterError(f'{entry} in CUDA_VISIBLE_DEVICES is the beginning of several UUIDs: write one out.')
+    return matching[0] if matching else None
+
+# %% ../../nbs/12_energy.counters.ipynb #g02
 def gpu_index(
     device:str, # as torch names it: 'cuda' or 'cuda:1'
 ) -> int: # 0 for 'cuda'
@@ -108,32 +174,13 @@ def nvml_counter(
     Raises: `MeterError` where NVML has no such GPU, or the GPU no counter."""
     load_codecarbon()
     from codecarbon.core.gpu import AllGPUDevices
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-    physical = int(visible[index]) if index < len(visible) and visible[index].isdigit() else index
-    devices = {d.gpu_index: d for d in AllGPUDevices().devices}
-    if physical not in devices:
-        raise MeterError(f'NVML finds no GPU {physical}, only {sorted(devices)}: '
-                         'install the NVIDIA driver, or train on the CPU.')
-    return NvmlCounter(devices[physical])
-
-# %% ../../nbs/12_energy.counters.ipynb #e024
-def _has_children() -> bool: # always True where the system has no quick answer
-    "Whether this process has children, alive or not waited for."
-    if not hasattr(os, 'waitid'): return True
-    try: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError: return False
-    return True
-
-def _children_seconds() -> float: # CPU-seconds
-    "CPU time of the children, both those that have ended and those that live."
-    import psutil
-    times = os.times()
-    ended, live = times.children_user + times.children_system, 0.
-    if not _has_children(): return ended
-    for child in psutil.Process().children(recursive=True):
-        try: live += sum(child.cpu_times()[:4])
-        except psutil.NoSuchProcess: continue
-    return ended + live
+    devices = sorted(AllGPUDevices().devices, key=lambda d: d.gpu_index)
+    visible = _visible_gpus(devices)
+    if index >= len(visible):
+        raise MeterError(f'CUDA shows no GPU {index}, only {[d.gpu_index for d in visible]} of those that NVML finds '
+            f'({[d.gpu_index for d in devices]}): install the NVIDIA driver, look at CUDA_VISIBLE_DEVICES, '
+            'or train on the CPU.')
+    return NvmlCounter(visible[index])
 
 # %% ../../nbs/12_energy.counters.ipynb #e027w
 def watts_per_thread() -> float: # watts
@@ -146,7 +193,7 @@ def watts_per_thread() -> float: # watts
     return tdp/os.cpu_count() if known else float(DEFAULT_POWER_PER_CORE)
 
 # %% ../../nbs/12_energy.counters.ipynb #e028
-class CpuTimeEstimate:
+class CpuTimeEstimate(Counter):
     "Watts × CPU-seconds of this process and its children."
     component, source = 'cpu', 'cpu_time'
     def __init__(self,
@@ -155,9 +202,9 @@ class CpuTimeEstimate:
         self.watts = watts
 
     def read(self) -> float: # joules
-        return self.watts*(time.process_time() + _children_seconds())
+        return self.watts*(time.process_time() + descendants_seconds())
 
-class ConstantPower:
+class ConstantPower(Counter):
     "Constant watts × seconds, shown and never counted."
     component, source = 'ram', 'constant'
     def __init__(self,
@@ -191,7 +238,7 @@ def _tracker():
 # %% ../../nbs/12_energy.counters.ipynb #e043
 JOULES_PER_KWH = 3.6e6
 
-class CodeCarbonCounter:
+class CodeCarbonCounter(Counter):
     "A component that CodeCarbon reads itself: joules since it was opened."
     def __init__(self,
         hardware, # from CodeCarbon's tracker
@@ -240,6 +287,27 @@ def _find_counters(
     if 'ram' not in covered and ram: counters.append(ConstantPower(ram[0]))
     return counters, missing
 
+# %% ../../nbs/12_energy.counters.ipynb #e045c
+def _check_moved(counters, joules, seconds):
+    """Refuse a counter that stood still, though others of its component moved.
+
+    Raises: `MeterError` that names it."""
+    for c, j in zip(counters, joules):
+        hardware = SOURCES[c.source].label in ('measured', 'sampled')
+        if j or not hardware or seconds <= 3*SOURCES[c.source].update_period: continue
+        name = getattr(c, 'file', c.component)
+        raise MeterError(f'The {c.source} counter {name} stood still for {seconds:.2f} s: '
+            'run `pareto-energy meter` to see what can be read here.')
+
+def _read_often(meter, period): # a weak reference; seconds
+    "Read a meter's RAPL registers until the meter is gone, or can't be read."
+    while (owner := meter()) is not None:
+        with suppress(MeterError): # the next reading says so
+            for c in owner.counters:
+                if c.source == 'rapl': c.read()
+        del owner
+        time.sleep(period)
+
 # %% ../../nbs/12_energy.counters.ipynb #e045
 class CodeCarbonMeter(Meter):
     "The best counters of the machine, else CPU time."
@@ -252,6 +320,7 @@ class CodeCarbonMeter(Meter):
         self.watts = watts or watts_per_thread()
         self.counters, self.missing = _find_counters(self.watts, device, powercap)
         self.sources = {c.component: c.source for c in self.counters}
+        self.reader = None # thread that reads RAPL's registers before they wrap around
         self.begin()
 
     @property
@@ -263,7 +332,7 @@ class CodeCarbonMeter(Meter):
     def update_period(self):
         "Seconds; a microsecond for the CPU time of a process without children."
         if self.sources['cpu'] != 'cpu_time' or 'gpu' in self.sources: return super().update_period
-        alone = not _has_children() and _children_seconds() == self.children
+        alone = not has_children() and descendants_seconds() == self.children
         return 1e-6 if alone else super().update_period
 
     def finish(self, work):
@@ -271,16 +340,26 @@ class CodeCarbonMeter(Meter):
             import torch
             torch.cuda.synchronize(self.device)
 
-    def _totals(self):
+    def begin(self):
+        self._keep_reading()
+        self.start, self.began = [c.read() for c in self.counters], time.perf_counter()
+        self.children = descendants_seconds()
+
+    def end(self):
+        joules = [c.read() - start for c, start in zip(self.counters, self.start)]
+        _check_moved(self.counters, joules, time.perf_counter() - self.began)
         totals = dict.fromkeys(self.sources, 0.)
-        for c in self.counters: totals[c.component] += c.read()
+        for c, j in zip(self.counters, joules): totals[c.component] += j
         return totals
 
-    def begin(self):
-        self.start = self._totals()
-        self.children = _children_seconds()
-
-    def end(self): return {c: joules - self.start[c] for c, joules in self._totals().items()}
+    def _keep_reading(self):
+        "Read registers that wrap around in the background; begin afresh where nobody has."
+        rapl = [c for c in self.counters if c.source == 'rapl']
+        if not rapl or (self.reader and self.reader.is_alive()): return
+        for c in rapl: c.restart()
+        period = min(1., min(c.min_wrap_seconds for c in rapl)/4)
+        self.reader = threading.Thread(target=_read_often, args=(weakref.ref(self), period), daemon=True)
+        self.reader.start()
 
 # %% ../../nbs/12_energy.counters.ipynb #e049
 class ZeusMeter(Meter):
@@ -356,7 +435,7 @@ def system_snapshot() -> SystemSnapshot:
         time=time.perf_counter(),
         busy=sum(getattr(times, kind, 0.) for kind in busy_kinds),
         steal=getattr(times, 'steal', 0.),
-        own=time.process_time() + _children_seconds(),
+        own=time.process_time() + descendants_seconds(),
         governor=governor.read_text().strip() if governor.exists() else None,
         celsius=max((s.current for group in sensors.values() for s in group), default=None))
 

@@ -7,8 +7,8 @@ __all__ = ['MeterError', 'ComponentEnergy', 'Measurement', 'Meter', 'SimulatedMe
            'subtract_idle']
 
 # %% ../../nbs/11_energy.meter.ipynb #imp
-import io, logging, math, os, platform, re, statistics, sys, tempfile, time
-from contextlib import redirect_stdout
+import ctypes, io, logging, math, os, platform, re, statistics, sys, tempfile, time
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,13 +207,49 @@ def _check_joules(
             raise MeterError(f'The {name} counter of the {component} stood still for {seconds:.2f} s: '
                              'run `pareto-energy meter` to see what can be read here.')
 
+# %% ../../nbs/11_energy.meter.ipynb #w002
+def has_children() -> bool: # always True where the system has no quick answer
+    "Whether this process has children, alive or not waited for."
+    if not hasattr(os, 'waitid'): return True
+    try: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError: return False
+    return True
+
+def descendants_seconds() -> float: # CPU-seconds
+    "CPU time of the descendants, both those that have ended and those that live."
+    import psutil
+    while True:
+        ended, live = _ended_seconds(), 0.
+        if not has_children(): return ended
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess): live += sum(child.cpu_times()[:4])
+        if _ended_seconds() == ended: return ended + live # else a child has ended meanwhile
+
+def _ended_seconds():
+    times = os.times()
+    return times.children_user + times.children_system
+
+_SET_SUBREAPER, _GET_SUBREAPER = 36, 37 # of Linux's prctl
+
+@contextmanager
+def adopt_orphans():
+    "Let the system hand descendants that lose their parent to this process; nothing changes where it can't."
+    prctl = getattr(ctypes.CDLL(None), 'prctl', None) if sys.platform == 'linux' else None
+    if prctl is None: return (yield)
+    before = ctypes.c_int()
+    prctl(_GET_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    prctl(_SET_SUBREAPER, 1, 0, 0, 0)
+    try: yield
+    finally: prctl(_SET_SUBREAPER, before.value, 0, 0, 0)
+
 # %% ../../nbs/11_energy.meter.ipynb #e031s
 @dataclass(frozen=True)
 class _Segment:
     "A stretch of a window."
     seconds: float # wall-clock seconds
-    cpu_seconds: float # of this process
+    cpu_seconds: float # of this process and its descendants
     counts: bool = True # False where it was excluded
+    ends_lap: bool = True # False where the lap goes on after it
 
 def _share_joules(
     joules:dict, # component -> joules of the window
@@ -229,8 +265,8 @@ def _share_joules(
     return Measurement(parts, segment.seconds, segment.cpu_seconds)
 
 # %% ../../nbs/11_energy.meter.ipynb #e031
-class Window:
-    "Metered work, lap by lap; a context manager."
+class _Readings:
+    "The stretches of a window, read together and shared out."
     def __init__(self,
         meter, # the meter that reads it
         target_rel_se:float=.03, # relative standard error of a reading
@@ -239,36 +275,13 @@ class Window:
         self.update_periods = update_periods_for(target_rel_se) # length of a stretch that is read by itself
         self.laps = [] # `Measurement`s, one for each lap that was read
         self._segments = [] # stretches that were not read yet
+        self._parts = [] # readings of the stretches of the lap under way
+        self._context = ExitStack()
 
     @property
     def min_seconds(self):
         "Shorter stretches are read together."
         return self.update_periods*self.meter.update_period
-
-    @property
-    def count(self):
-        "Laps so far, read or not."
-        return len(self.laps) + sum(s.counts for s in self._segments)
-
-    def __enter__(self):
-        self._open()
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind and issubclass(kind, MeterError): return # nothing more can be read
-        if kind: self.lap()
-        self.read()
-        self.meter.end()
-
-    def lap(self,
-        work:float=1., # multiply-adds, for the simulated meter only
-    ):
-        "Close a stretch of work that counts."
-        self._close(work, counts=True)
-
-    def exclude(self):
-        "Close a stretch that does not count."
-        self._close(0., counts=False)
 
     def read(self):
         "Read the meter now, however short the stretches."
@@ -279,24 +292,68 @@ class Window:
         _check_joules(joules, self.meter, seconds)
         edge_error = min(self.meter.update_period/math.sqrt(6)/seconds, 1.)
         rel_se = math.hypot(edge_error, self.meter.scale_se)
-        counted = [segment for segment in self._segments if segment.counts]
-        shares = [_share_joules(joules, s, window=window, sources=self.meter.sources) for s in counted]
-        self.laps += [replace(share, resolution=rel_se*share.joules) for share in shares]
+        for segment in self._segments:
+            if segment.counts:
+                share = _share_joules(joules, segment, window=window, sources=self.meter.sources)
+                self._parts.append(replace(share, resolution=rel_se*share.joules))
+            if segment.ends_lap: self._end_lap()
         self._open()
+
+    def _end_lap(self):
+        self.laps.append(sum_measurements(self._parts))
+        self._parts = []
 
     def _open(self):
         self._segments = []
         self.meter.begin()
         self._start = self._last = self._now()
 
-    def _now(self): return time.perf_counter(), time.process_time()
+    def _now(self): return time.perf_counter(), time.process_time() + descendants_seconds()
 
-    def _close(self, work, counts):
+    def _close(self, work, counts, ends_lap):
         self.meter.finish(work)
         now = self._now()
-        self._segments.append(_Segment(now[0] - self._last[0], now[1] - self._last[1], counts))
+        self._segments.append(_Segment(now[0] - self._last[0], now[1] - self._last[1], counts, ends_lap))
         self._last = now
         if now[0] - self._start[0] >= self.min_seconds: self.read()
+
+# %% ../../nbs/11_energy.meter.ipynb #e031y
+class Window(_Readings):
+    "Metered work, lap by lap; a context manager."
+    @property
+    def count(self):
+        "Laps so far, read or not."
+        return len(self.laps) + sum(s.ends_lap for s in self._segments)
+
+    def __enter__(self):
+        self._context.enter_context(adopt_orphans())
+        self._open()
+        return self
+
+    def __exit__(self, kind, *_):
+        with self._context:
+            if kind and issubclass(kind, MeterError): return # nothing more can be read
+            if kind: self.lap()
+            self.read()
+            self.meter.end()
+
+    def lap(self,
+        work:float=1., # multiply-adds, for the simulated meter only
+    ):
+        "Close a stretch of work that counts, and with it the lap."
+        self._close(work, counts=True, ends_lap=True)
+
+    def pause(self,
+        work:float=1., # multiply-adds, for the simulated meter only
+    ):
+        "Close a stretch of work that counts; its lap may go on."
+        self._close(work, counts=True, ends_lap=False)
+
+    def exclude(self,
+        ends_lap:bool=False, # close the lap that was paused before
+    ):
+        "Close a stretch that does not count."
+        self._close(0., counts=False, ends_lap=ends_lap)
 
 # %% ../../nbs/11_energy.meter.ipynb #e053
 def _total_repeats(

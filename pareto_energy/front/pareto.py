@@ -10,7 +10,7 @@ import math
 import moocore
 import numpy as np
 import pandas as pd
-from .log import KEY
+from .log import KEY, RefPoint
 
 # %% ../../nbs/31_front.pareto.ipynb #c06
 def trajectory_points(
@@ -23,8 +23,8 @@ def trajectory_points(
 
 def _points_of(trial):
     key = dict(zip(KEY, trial.key))
-    epochs = zip(trial.run['utility'], trial.run['joules'], trial.run['se'])
-    return [key | dict(epoch=e, utility=u, joules=j, se=s) for e, (u, j, s) in enumerate(epochs, 1)]
+    epochs = zip(trial.epochs, trial.run['utility'], trial.run['joules'], trial.run['se'])
+    return [key | dict(epoch=e, utility=u, joules=j, se=s) for e, u, j, s in epochs]
 
 # %% ../../nbs/31_front.pareto.ipynb #c08
 def objectives(
@@ -44,21 +44,21 @@ def pareto_front(
 # %% ../../nbs/31_front.pareto.ipynb #c14
 def hypervolume(
     table:pd.DataFrame, # with columns utility and joules
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> float: # utility × decades of energy
     "Area that the front of these points covers."
     if table.empty: return 0.
     return float(moocore.hypervolume(objectives(table), ref=_corner(ref_point), maximise=[True, False]))
 
-def _corner(ref_point): return [ref_point['utility'], math.log10(ref_point['joules'])]
+def _corner(ref_point): return [ref_point.utility, math.log10(ref_point.joules)]
 
 # %% ../../nbs/31_front.pareto.ipynb #c16b
 def beats_reference(
     table:pd.DataFrame, # with columns utility and joules
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> pd.DataFrame: # the rows that are better than the reference point in both
     "The points that count."
-    return table[(table.utility > ref_point['utility']) & (table.joules < ref_point['joules'])]
+    return table[(table.utility > ref_point.utility) & (table.joules < ref_point.joules)]
 
 # %% ../../nbs/31_front.pareto.ipynb #c16e
 _SMALL_LOSSES = (.01, .02) # of utility
@@ -69,7 +69,7 @@ def _cheapest_within(points, loss): # index of at most one row
 def select_representatives(
     front:pd.DataFrame, # with columns utility and joules, and a unique index
     n:int, # points at most
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> pd.DataFrame: # some of its rows, cheapest first
     "The best point, the cheapest that are nearly as good, and those that add most hypervolume."
     points = beats_reference(front, ref_point)
@@ -84,17 +84,17 @@ def select_representatives(
 def select_for_retraining(
     trials:list, # of one dataset
     n:int, # points at most
-    ref_point:dict, # the dataset's reference point
+    ref_point:RefPoint, # the dataset's reference point
 ) -> list: # (trial, epoch)
     "Points that stand for the front."
     by_key = {t.key: t for t in trials}
     selected = select_representatives(pareto_front(trajectory_points(trials)), n, ref_point)
-    return [(by_key[tuple(row[:len(KEY)])], int(row.epoch)) for row in selected.itertuples(index=False)]
+    return [(by_key[tuple(row[:len(KEY)])], row.epoch) for row in selected.itertuples(index=False)]
 
 # %% ../../nbs/31_front.pareto.ipynb #c18
 def hypervolume_history(
     trials, # of one search, in order
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> pd.DataFrame: # trials, spent joules, hypervolume after each trial
     "Hypervolume against trials and joules."
     covered, best = [], np.empty((0, 2))

@@ -6,13 +6,14 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import inspect, math, random, time
+import inspect, math, os, random, sys, time, warnings
 from contextlib import contextmanager
+from functools import cache
 from types import GeneratorType
 import numpy as np
 import torch
 from ..energy.meter import Meter
-from .run import Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, run_trainer
+from .run import Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, limit_threads, run_trainer
 
 # %% ../../nbs/25_models.custom.ipynb #l06
 _LOOP_ARGUMENTS = ('report', 'seed', 'epochs')
@@ -52,6 +53,55 @@ def _parse_utility(value, what='utility'):
     if not math.isfinite(number): raise FloatingPointError(f'the {what} became {number}')
     return number
 
+# %% ../../nbs/25_models.custom.ipynb #r02a
+class ReportedEpochs:
+    "The epochs that a loop has reported so far."
+    def __init__(self,
+        max_epochs:int, # of the run
+        stop_after:int|None=None, # reports, after which it ends
+    ):
+        self.max_epochs = max_epochs
+        self.stop_after = stop_after
+        self.epochs = []
+        self.are_named = False # do the reports say to which epoch they belong?
+
+    @property
+    def last(self): return self.epochs[-1] if self.epochs else 0
+
+    @property
+    def is_complete(self): return len(self.epochs) == self.stop_after or self.last >= self.max_epochs
+
+    def check(self,
+        epoch:float|None, # that a report names; None: counted
+    ) -> float:
+        """The epoch of the next report.
+
+        Raises: `ValueError` for one that does not come next."""
+        if self.epochs and (epoch is not None) != self.are_named:
+            raise ValueError('some reports name their epoch and others do not: let all of them do so, or none')
+        if epoch is None: return len(self.epochs) + 1
+        is_number = isinstance(epoch, (int, float)) and math.isfinite(epoch)
+        if is_number and epoch > self.last: return epoch
+        raise ValueError(f'the epoch of a report must be a number above that of the report before, {self.last}, not {epoch!r}')
+
+    def add(self, epoch:float, is_named:bool):
+        "Take one more epoch that was checked."
+        self.epochs.append(epoch)
+        self.are_named = is_named
+
+# %% ../../nbs/25_models.custom.ipynb #r02c
+_MAX_STOPS = 3 # times that a report raises `StopTraining` before it is raised where it was swallowed, too
+
+def _raise_in_handler(frame): # of the loop
+    "Raise `StopTraining` once more at the next line of a function: in the `except:` that swallows the first."
+    def trace(frame, event, _):
+        if event != 'line': return trace
+        sys.settrace(before)
+        frame.f_trace = None
+        raise StopTraining
+    before, frame.f_trace = sys.gettrace(), trace
+    sys.settrace(lambda *_: None)
+
 # %% ../../nbs/25_models.custom.ipynb #r03
 _SIMULATED_MACS_PER_EPOCH = 10**8 # multiply-adds of an epoch of unknown size, for the simulated meter: a joule
 
@@ -63,44 +113,62 @@ class Report:
         evaluate:bool=True, # are utilities wanted?
         test:bool=False, # is that of the test part, at the end?
         stopping_rule:StoppingRule=None, # ends a run that is evaluated
+        stop_after:int|None=None, # reports, after which the run ends
     ):
         self.window = window
-        self.epochs = epochs
+        self.progress = ReportedEpochs(epochs, stop_after)
         self.evaluate = evaluate
         self.test = test
         self.stopping_rule = stopping_rule or StoppingRule()
-        self.epoch = 0 # epochs that were reported
         self.utilities = []
-        self.test_utility = None
+        self.test_utility = None # of the last report
         self.predictor = None
         self.epoch_ended = False # has the epoch under way ended, and only its report is missing?
+        self.times_stopped = 0
         self.start = time.perf_counter()
 
-    def end_epoch(self):
+    @property
+    def epochs(self): return self.progress.epochs # that were reported
+
+    def end_epoch(self,
+        epochs:float=1., # that the stretch of training lasted, for the simulated meter only
+    ):
         "End the training of an epoch; what follows, until its report, does not count."
-        if not self.epoch_ended: self.window.lap(_SIMULATED_MACS_PER_EPOCH)
+        if not self.epoch_ended: self.window.pause(_SIMULATED_MACS_PER_EPOCH*epochs)
         self.epoch_ended = True
+
+    def resume(self):
+        "Go on with the training of an epoch after `end_epoch`, without a report."
+        if self.epoch_ended: self.window.exclude()
+        self.epoch_ended = False
 
     def __call__(self,
         utility, # on the validation part: a number, or a function that returns it
         test=None, # the same for the test part
         predict=None, # (function that predicts a batch, examples in it)
+        epoch:float|None=None, # that the report belongs to, where not every epoch has one; None: counted
     ):
         """Report how good the model is.
 
-        Raises: `StopTraining` where no further epoch is wanted."""
-        self.end_epoch()
-        self.epoch += 1
+        Raises: `StopTraining` where no further epoch is wanted; `ValueError` for an epoch that does not come next."""
+        if self.times_stopped: self._stop()
+        number = self.progress.check(epoch)
+        self.end_epoch(number - self.progress.last)
         if self.evaluate: self.utilities.append(_parse_utility(utility))
-        is_last = self.epoch == self.epochs
-        if self.test and test is not None and is_last: self.test_utility = _parse_utility(test, 'test utility')
+        if self.test and test is not None: self.test_utility = _parse_utility(test, 'test utility')
+        self.progress.add(number, is_named=epoch is not None)
         self.predictor = Predictor(*predict) if predict else None
-        self.window.exclude()
+        self.window.exclude(ends_lap=True)
         self.epoch_ended = False
-        if is_last or self._stops_early(): raise StopTraining
+        if self.progress.is_complete or self._stops_early(): self._stop()
 
     def _stops_early(self):
-        return self.evaluate and self.stopping_rule.ends_run(self.window, self.utilities, self.start)
+        return self.evaluate and self.stopping_rule.ends_run(self.window, self.utilities, self.start, self.epochs)
+
+    def _stop(self):
+        self.times_stopped += 1
+        if self.times_stopped >= _MAX_STOPS: _raise_in_handler(sys._getframe(2))
+        raise StopTraining
 
 # %% ../../nbs/25_models.custom.ipynb #d01
 @contextmanager
@@ -120,28 +188,51 @@ def _run_loop(train, configuration, seed, report):
     """Run a loop until its report ends it, or until it ends by itself.
 
     Raises: `ValueError` where it reported no utility."""
-    offered = dict(report=report, seed=seed, epochs=report.epochs)
+    offered = dict(report=report, seed=seed, epochs=report.progress.max_epochs)
     wanted = inspect.signature(train).parameters
     report.window.exclude()
     try:
-        with _seed_all(seed):
+        with _seed_all(seed), _forbid_exit():
             result = train(configuration, **{name: value for name, value in offered.items() if name in wanted})
             if isinstance(result, GeneratorType): _consume_generator(result, report)
             elif result is not None: _report_result(result, report)
     except StopTraining: pass
-    if not report.epoch:
+    if not report.epochs:
         raise ValueError('no utility was given: yield it after each epoch, call report with it, or return it')
 
 def _report_result(result, report):
-    "Report a utility, or a tuple of it, the test part's, and how to predict."
-    if isinstance(result, tuple): report(*result)
-    else: report(result)
+    "Report a utility, a tuple of it, the test part's, and how to predict, or a dict of them by name."
+    if isinstance(result, dict): return report(**result)
+    if not isinstance(result, tuple): return report(result)
+    if len(result) > 1 and result[1] is not None and not callable(result[1]): _warn_of_tuple()
+    report(*result)
+
+@cache
+def _warn_of_tuple(): # once in a process
+    warnings.warn('The second value that the loop gives is taken for the utility on the test part. If it is none, give the '
+        'utility alone; if it is, dict(utility=…, test=…) says so.', stacklevel=4)
 
 def _consume_generator(generator, report):
     "Report what a generator yields."
     try:
         for result in generator: _report_result(result, report)
-    finally: generator.close()
+    finally: _close(generator)
+
+def _close(generator):
+    try: generator.close()
+    except RuntimeError as e: # a bare `except:` around its yield
+        if 'ignored GeneratorExit' not in str(e): raise
+
+@contextmanager
+def _forbid_exit():
+    "Let `os._exit` raise SystemExit in this process; its forked children may still end that way."
+    exit_process, owner = os._exit, os.getpid()
+    def raise_exit(status):
+        if os.getpid() != owner: exit_process(status)
+        raise SystemExit(status)
+    os._exit = raise_exit
+    try: yield
+    finally: os._exit = exit_process
 
 # %% ../../nbs/25_models.custom.ipynb #t01
 _warmed_up = set() # names of the loops that have run in this process
@@ -158,33 +249,45 @@ class LoopTrainer(Trainer):
     def __init__(self,
         train, # a function, as `check_loop` accepts it
         configuration:dict,
+        epochs:int, # of the longest run
         seed:int,
-        test:bool=False, # is the test part read at the end?
+        test:bool=False, # is the test part read?
         threads:int=1, # of the CPU
     ):
         self.train = train
         self.configuration = configuration
+        self.max_epochs = epochs
         self.seed = seed
         self.test = test
         self.threads = threads
 
     def warm_up(self, window):
+        "Run the loop until its first report."
         if not _first_call(self.train): return
-        _run_loop(self.train, self.configuration, self.seed, Report(window, epochs=1, evaluate=False))
+        report = Report(window, self.max_epochs, evaluate=False, stop_after=1)
+        _run_loop(self.train, self.configuration, self.seed, report)
         window.exclude()
         window.read()
         window.laps.clear()
 
-    def run_once(self, window, epochs, evaluate=False, stopping_rule=None):
-        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule)
+    def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
+        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule, stop_after=stop_after)
         try: _run_loop(self.train, self.configuration, self.seed, report)
-        except Exception:
-            self.failed_epoch = report.epoch + (not report.epoch_ended)
+        except FloatingPointError as e:
+            self._fail(report)
+            if not report.utilities: raise
+            raise Diverged(f'{e} in epoch {self.failed_epoch:g}', report, report.utilities) from e
+        except (Exception, SystemExit):
+            self._fail(report)
             raise
-        if not evaluate and report.epoch != epochs:
-            raise ValueError(f'the run ended after {report.epoch} epochs, and after {epochs} before: '
+        finally:
+            if evaluate and report.progress.are_named: self.epochs = report.epochs
+        if not evaluate and len(report.epochs) != stop_after:
+            raise ValueError(f'the run ended after {len(report.epochs)} reports, and after {stop_after} before: '
                 'the same seed must give the same run')
         return report, report.utilities
+
+    def _fail(self, report): self.failed_epoch = math.floor(report.progress.last) + 1
 
     def test_utility(self, report): return report.test_utility
 
@@ -205,11 +308,9 @@ def train_loop(
     """Train by a loop of your own, and keep its whole trajectory.
 
     Raises: `TrainingFailed` where the loop raises an exception, and `MeterError` where the meter does."""
-    from threadpoolctl import threadpool_limits
     settings = RunSettings(**{'repeats': 1, **settings})
-    trainer = LoopTrainer(train, configuration, seed, test=settings.test, threads=threads)
-    torch.set_num_threads(threads)
-    with threadpool_limits(threads): return run_trainer(trainer, epochs, meter, settings)
+    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads)
+    with limit_threads(threads): return run_trainer(trainer, epochs, meter, settings)
 
 # %% ../../nbs/25_models.custom.ipynb #k01
 def sklearn_loop(
@@ -247,31 +348,32 @@ def _classes_argument(model, targets):
     return dict(classes=np.unique(targets)) if hasattr(model, 'predict') and takes_classes else {}
 
 # %% ../../nbs/25_models.custom.ipynb #h01
+_RESUMED = ('the training goes on from a checkpoint, and the joules of its first part were not read: '
+    'train from the start')
+
 def lightning_callback(
     report:Report,
     metric:str, # the name that the module logs, such as 'val_acc'
 ): # for Trainer(callbacks=[…])
-    "Report from PyTorch Lightning after each validation."
+    """Report from PyTorch Lightning after each validation.
+
+    Raises: `ValueError` where the training goes on from a checkpoint, or the metric was not logged."""
     from lightning.pytorch.callbacks import Callback
+    def counts(trainer): return trainer.state.fn == 'fit' and not trainer.sanity_checking
     class Reporting(Callback):
-        def on_train_start(self, trainer, module): report.window.exclude()
+        def on_train_start(self, trainer, module):
+            if trainer.global_step: raise ValueError(_RESUMED)
+            report.window.exclude()
         def on_validation_start(self, trainer, module):
-            if not trainer.sanity_checking: report.end_epoch()
+            if counts(trainer): report.end_epoch()
         def on_validation_end(self, trainer, module):
-            if not trainer.sanity_checking: report(_get_logged(trainer.callback_metrics, metric))
+            if counts(trainer): report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer))
     return Reporting()
 
-def transformers_callback(
-    report:Report,
-    metric:str, # the name that `compute_metrics` returns, such as 'eval_accuracy'
-): # for Trainer(callbacks=[…])
-    "Report from Hugging Face's Trainer after each evaluation."
-    from transformers import TrainerCallback
-    class Reporting(TrainerCallback):
-        def on_train_begin(self, *_, **__): report.window.exclude()
-        def on_epoch_end(self, *_, **__): report.end_epoch()
-        def on_evaluate(self, arguments, state, control, metrics, **_): report(_get_logged(metrics, metric))
-    return Reporting()
+def _lightning_epoch(trainer): # a part of an epoch where validation comes in the middle of one; None: not known
+    batches, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    if not math.isfinite(batches): return None
+    return trainer.current_epoch + (1 if done >= batches else done/batches)
 
 def _get_logged(metrics, name):
     """One of the logged metrics.
@@ -279,3 +381,56 @@ def _get_logged(metrics, name):
     Raises: `ValueError` where it was not logged."""
     if name in metrics: return metrics[name]
     raise ValueError(f"The metric {name!r} was not logged; there are {', '.join(map(str, metrics)) or 'none'}.")
+
+# %% ../../nbs/25_models.custom.ipynb #h04
+class _TrainerReports:
+    "What the callback for Hugging Face's Trainer does at each of its events."
+    def __init__(self, report, metric):
+        self.report, self.metric = report, metric
+        self.steps_reported = 0 # steps of the optimiser at the last report
+        self.evaluated = {} # metrics of evaluations since the last step, none of which had the one that is wanted
+
+    def begin(self, state):
+        if state.global_step: raise ValueError(_RESUMED)
+        self.report.window.exclude()
+
+    def begin_step(self):
+        """Go on with the training.
+
+        Raises: `ValueError` where an evaluation did not give the metric."""
+        if self.evaluated: _get_logged(self.evaluated, self.metric)
+        self.report.resume()
+
+    def end_step(self, control):
+        if control.should_evaluate: self.report.end_epoch()
+
+    def evaluate(self, state, metrics):
+        if state.global_step == self.steps_reported: return # nothing was trained since
+        self.report.end_epoch()
+        if self.metric not in metrics:
+            self.evaluated |= metrics
+            return
+        self.steps_reported, self.evaluated = state.global_step, {}
+        self.report(metrics[self.metric], epoch=state.epoch)
+
+    def end(self):
+        if self.evaluated: _get_logged(self.evaluated, self.metric)
+        self.report.end_epoch()
+
+def transformers_callback(
+    report:Report,
+    metric:str, # the name that `compute_metrics` returns, such as 'eval_accuracy'
+): # for Trainer(callbacks=[…])
+    """Report from Hugging Face's Trainer after each evaluation.
+
+    Raises: `ValueError` where the training goes on from a checkpoint, or the metric was not logged."""
+    from transformers import TrainerCallback
+    reports = _TrainerReports(report, metric)
+    class Reporting(TrainerCallback):
+        def on_train_begin(self, arguments, state, control, **_): reports.begin(state)
+        def on_step_begin(self, *_, **__): reports.begin_step()
+        def on_step_end(self, arguments, state, control, **_): reports.end_step(control)
+        def on_epoch_end(self, arguments, state, control, **_): reports.end_step(control)
+        def on_evaluate(self, arguments, state, control, metrics, **_): reports.evaluate(state, metrics)
+        def on_train_end(self, *_, **__): reports.end()
+    return Reporting()

@@ -35,6 +35,9 @@ class Run:
     inference: dict # joules per 1,000 predictions, se, and joules spent on reading them, apart from `spent`; or empty
     stopping_joules: float # joules of evaluating the stopping rule, apart from `spent`
     interference: dict # others and stolen as shares of the machine, governor, celsius
+    max_epochs: int # that the trainer was handed; a run may be shorter
+    epochs: list|None = None # that the utilities belong to; None: 1, 2, …
+    diverged: str|None = None # why the training went no further, where its loss or utility became infinite or nan
 
 # %% ../../nbs/23_models.run.ipynb #set
 @dataclass
@@ -46,7 +49,8 @@ class RunSettings:
     test: bool = False # read the test part at the end; for reported fronts only
     with_inference: bool = False # read the energy of inference at the end
     deadline: float = math.inf # seconds of one run, after which no epoch is started
-    should_continue: object = None # function of the utilities, and of a function that reads the joules so far
+    should_continue: object = None # function of utilities, of a function that reads the joules so far, and of their epochs
+    stop_after: int|None = None # utilities, after which the run ends; None: it ends with its epochs
 
 # %% ../../nbs/23_models.run.ipynb #c13
 class TrainingFailed(Exception):
@@ -59,7 +63,33 @@ class TrainingFailed(Exception):
         self.reason = reason
         self.spent = spent
 
+# %% ../../nbs/23_models.run.ipynb #c13-d
+class Diverged(FloatingPointError):
+    "A training whose loss or utility became infinite or nan, after epochs that were good."
+    def __init__(self,
+        reason:str, # what became of which value
+        model, # as from `Trainer.run_once`
+        utilities:list, # of the good epochs
+    ):
+        super().__init__(reason)
+        self.model = model
+        self.utilities = utilities
+
 # %% ../../nbs/23_models.run.ipynb #c14s
+@contextmanager
+def torch_threads(n:int):
+    "That many threads of torch, and as many as before afterwards."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+@contextmanager
+def limit_threads(n:int):
+    "The same for the libraries that NumPy and scikit-learn use, too."
+    from threadpoolctl import threadpool_limits
+    with torch_threads(n), threadpool_limits(n): yield
+
 @contextmanager
 def fork_seed(
     seed:int, # of torch's random state
@@ -124,7 +154,7 @@ class StoppingRule:
     "When a run ends before its last epoch."
     def __init__(self,
         deadline:float=math.inf, # seconds since the start of the run
-        should_continue=None, # function of the utilities, and of a function that reads the joules so far
+        should_continue=None, # function of utilities, of a function that reads the joules so far, and of their epochs
     ):
         self.deadline = deadline
         self.should_continue = should_continue
@@ -134,19 +164,21 @@ class StoppingRule:
         window, # of a meter
         utilities:list, # so far
         start:float, # when the run started, in seconds of `time.perf_counter`
+        epochs:list|None=None, # that the utilities belong to; None: 1, 2, …
     ) -> bool: # True where no further epoch is wanted
         "Evaluate the rule after an epoch."
         if time.perf_counter() - start > self.deadline: return True
-        return self.should_continue is not None and not self._continues(window, utilities)
+        if self.should_continue is None: return False
+        return not self._continues(window, utilities, epochs or [*range(1, len(utilities) + 1)])
 
-    def _continues(self, window, utilities):
+    def _continues(self, window, utilities, epochs):
         meter_was_read = False
         def read_joules():
             nonlocal meter_was_read
             meter_was_read = True
             window.read()
             return np.cumsum([r.joules for r in window.laps]).tolist()
-        answer = self.should_continue(utilities, read_joules)
+        answer = self.should_continue(utilities, read_joules, epochs)
         if meter_was_read: self._read_own_joules(window)
         else: window.exclude()
         return answer
@@ -163,6 +195,7 @@ class Trainer:
     threads = 1 # of the CPU
     epoch_flops = None # floating-point operations of an epoch, where they are known
     failed_epoch = None # epoch of a failure, where the laps do not show it
+    epochs = None # of the utilities of the first run, where they are not 1, 2, …
 
     def warm_up(self,
         window, # of a meter
@@ -172,10 +205,13 @@ class Trainer:
     def run_once(self,
         window, # of a meter
         epochs:int, # at most
+        stop_after:int|None=None, # utilities, after which the run ends
         evaluate:bool=False, # compute the utility after each epoch
         stopping_rule:StoppingRule=None, # where the run is evaluated
     ) -> tuple: # the model, and the utility after each epoch
-        "Train from the start, each epoch a lap."
+        """Train from the start, each epoch a lap.
+
+        Raises: `Diverged` where the training goes wrong after good epochs."""
         raise NotImplementedError('A trainer needs run_once(), which returns the model and its utilities.')
 
     def test_utility(self,
@@ -194,17 +230,23 @@ class Trainer:
         "Number of trainable parameters, where it is known."
 
 # %% ../../nbs/23_models.run.ipynb #r01
+MIN_UPDATES = 3 # of the counter, within all repeats of a run
+
 class Repeats:
     "The repeats of a run, and what they have left behind so far."
     def __init__(self,
         trainer:Trainer,
         epochs:int, # of a run, at most
         stopping_rule:StoppingRule,
+        stop_after:int|None=None, # utilities, after which a run ends
     ):
         self.trainer = trainer
         self.epochs = epochs
         self.stopping_rule = stopping_rule
+        self.stop_after = stop_after
         self.utilities = [] # after each epoch of the first repeat
+        self.diverged = None # why the first repeat went no further
+        self.lost_joules = 0. # of the epoch in which it diverged
         self.repeats = 0 # so far
         self.laps = [] # of all repeats
         self.laps_per_run = 1 if trainer.one_lap else epochs
@@ -217,36 +259,61 @@ class Repeats:
         "Repeat the run until its joules are precise."
         window.exclude()
         start = time.perf_counter()
-        while self._needs_repeat(settings, start): model = self._run_once(window)
+        while self._needs_repeat(settings, start, window): model = self._run_once(window)
         return model
 
-    def _needs_repeat(self, settings, start):
+    def _needs_repeat(self, settings, start, window):
         if self.repeats < settings.repeats: return True
+        if time.perf_counter() - start < MIN_UPDATES*window.meter.update_period: return True
         runs = per_run_totals(self.laps, self.laps_per_run)
         if reached_target_se(runs, settings.repeats, settings.target_rel_se): return False
         return time.perf_counter() - start < settings.max_seconds
 
     def _run_once(self, window):
-        epochs = len(self.utilities) or self.epochs
-        first = not self.utilities
-        model, utilities = self.trainer.run_once(
-            window, epochs, evaluate=first, stopping_rule=self.stopping_rule if first else None)
-        if first: self.utilities = utilities
+        laps_before = window.count
+        model = self._repeat(window) if self.utilities else self._first_run(window)
         if not self.trainer.one_lap: self.laps_per_run = len(self.utilities)
+        laps = window.count - laps_before
+        if laps != self.laps_per_run:
+            raise RuntimeError(f'the run has {laps} stretches of training for {self.laps_per_run} utilities')
         self.repeats += 1
         return model
 
-    @contextmanager
-    def failing(self):
-        """Turn an exception into a failed training.
+    def _first_run(self, window):
+        try:
+            model, self.utilities = self.trainer.run_once(
+                window, self.epochs, stop_after=self.stop_after, evaluate=True, stopping_rule=self.stopping_rule)
+            return model
+        except Diverged as e:
+            self.diverged, self.utilities = str(e), e.utilities
+            window.lap(0.)
+            window.read()
+            self.lost_joules = window.laps.pop().joules
+            return e.model
 
-        Raises: `TrainingFailed` in place of any exception but `MeterError`."""
-        try: yield
-        except MeterError: raise
-        except Exception as e:
-            epoch = self.trainer.failed_epoch or (len(self.laps) - 1) % self.laps_per_run + 1
-            spent = sum_measurements(self.laps).joules + math.fsum(self.stopping_rule.joules)
-            raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {e}', spent) from e
+    def _repeat(self, window):
+        model, _ = self.trainer.run_once(window, self.epochs, stop_after=len(self.utilities))
+        return model
+
+    @property
+    def spent(self): # joules of all repeats, and of evaluating the stopping rule
+        training = sum_measurements(self.laps).joules if self.laps else 0.
+        return training + self.lost_joules + math.fsum(self.stopping_rule.joules)
+
+# %% ../../nbs/23_models.run.ipynb #r01-g
+@contextmanager
+def fail_training(
+    repeats:Repeats, # of the run under way
+):
+    """Turn an exception into a failed training.
+
+    Raises: `TrainingFailed` in place of any exception but `MeterError`, and of an end of the program."""
+    try: yield
+    except (MeterError, TrainingFailed): raise
+    except (Exception, SystemExit) as e:
+        epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % repeats.laps_per_run + 1
+        what = f'the training ended the program with status {e.code}' if isinstance(e, SystemExit) else e
+        raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {what}', repeats.spent) from e
 
 # %% ../../nbs/23_models.run.ipynb #r02
 def build_run(
@@ -255,21 +322,27 @@ def build_run(
     parameters:int|None=None, # trainable ones
     inference:dict|None=None, # as in `Run`
 ) -> Run:
-    "Sum up the repeats of a run."
+    """Sum up the repeats of a run.
+
+    Raises: `TrainingFailed` where it took 0 J."""
     epochs = len(repeats.utilities)
     laps = repeats.laps
     if repeats.trainer.one_lap: laps = [scale(lap, 1/epochs) for lap in laps for _ in range(epochs)]
     joules, se = _trajectory(laps, epochs)
     mean = average_measurements(per_run_totals(laps, epochs))
     total = sum_measurements(laps)
+    if not joules[0] > 0:
+        raise TrainingFailed('a part of the run took 0 J on this meter: let an epoch train for longer, '
+            'or ask for more repeats', total.joules)
     epoch_flops = repeats.trainer.epoch_flops
     return Run(
-        utility=repeats.utilities, test=test, joules=joules, se=se, spent=total.joules,
+        utility=repeats.utilities, test=test, joules=joules, se=se, spent=total.joules + repeats.lost_joules,
         seconds=mean.seconds, cpu_seconds=mean.cpu_seconds, ram_joules=mean.ram_joules,
         parameters=parameters, flops=epoch_flops and epoch_flops*epochs, repeats=repeats.repeats,
         sources=total.sources, parts={c: p.joules for c, p in mean.parts.items()}, inference=inference or {},
         stopping_joules=math.fsum(repeats.stopping_rule.joules),
-        interference=interference(repeats.before, system_snapshot()))
+        interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
+        epochs=repeats.trainer.epochs, diverged=repeats.diverged)
 
 # %% ../../nbs/23_models.run.ipynb #r03
 def run_trainer(
@@ -281,9 +354,10 @@ def run_trainer(
     """Train under the meter, as often as the precision of the joules needs.
 
     Raises: `TrainingFailed` where the training raises an exception, and `MeterError` where the meter does."""
-    repeats = Repeats(trainer, epochs, StoppingRule(settings.deadline, settings.should_continue))
+    rule = StoppingRule(settings.deadline, settings.should_continue)
+    repeats = Repeats(trainer, epochs, stopping_rule=rule, stop_after=settings.stop_after)
     inference = None
-    with repeats.failing():
+    with fail_training(repeats):
         with meter.window(settings.target_rel_se) as window:
             repeats.laps = window.laps
             trainer.warm_up(window)
@@ -293,7 +367,6 @@ def run_trainer(
     return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference)
 
 def _measure_inference(trainer, model, meter):
-    from threadpoolctl import threadpool_limits
     predictor = trainer.predictor(model)
     if predictor is None: return None
-    with threadpool_limits(trainer.threads): return measure_predictions(predictor, meter)
+    with limit_threads(trainer.threads): return measure_predictions(predictor, meter)

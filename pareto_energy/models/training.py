@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ..energy.meter import Meter
 from .data import Dataset, reduce_data, get_metric
 from .families import build_model, get_loss, count_parameters
-from .run import Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, run_trainer
+from .run import Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, run_trainer, torch_threads
 
 # %% ../../nbs/24_models.training.ipynb #c06
 @lru_cache(64)
@@ -156,7 +156,7 @@ class TorchTrainer(FamilyTrainer):
         batch = self.configuration['batch']
         self._train_epoch(model, optimiser, (features[:batch], targets[:batch]), generator)
 
-    def run_once(self, window, epochs, evaluate=False, stopping_rule=None):
+    def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
         model, optimiser, generator = self._init_run(self.seed)
         examples = data_tensors(self.data, 'train', self.device)
         rule, start = stopping_rule or StoppingRule(), time.perf_counter()
@@ -164,9 +164,12 @@ class TorchTrainer(FamilyTrainer):
         utilities = []
         window.exclude()
         with fork_seed(self.seed, self.device):
-            for epoch in range(epochs):
+            for epoch in range(stop_after or epochs):
                 _set_lr(optimiser, self.configuration, epoch)
-                self._train_epoch(model, optimiser, examples, generator)
+                try: self._train_epoch(model, optimiser, examples, generator)
+                except FloatingPointError as e:
+                    if not utilities: raise
+                    raise Diverged(f'{e} in epoch {epoch + 1}', model, utilities) from e
                 window.lap(work)
                 if not evaluate: continue
                 utilities.append(self._utility(model, 'validation'))
@@ -213,10 +216,10 @@ class TreeTrainer(FamilyTrainer):
     "Fit boosted trees, the whole run one lap."
     one_lap = True
 
-    def run_once(self, window, epochs, evaluate=False, stopping_rule=None):
+    def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
         from threadpoolctl import threadpool_limits
         model = build_model(self.family, self.configuration, self.data)
-        model.set_params(max_iter=epochs*self.configuration['trees'], random_state=self.seed)
+        model.set_params(max_iter=(stop_after or epochs)*self.configuration['trees'], random_state=self.seed)
         features, targets = self.data.parts['train']
         with threadpool_limits(self.threads):
             window.exclude()
@@ -257,5 +260,4 @@ def train(
     trainer = make_trainer(
         family=family, configuration=configuration, data=data, seed=seed,
         utility=utility, device=device, threads=threads)
-    torch.set_num_threads(trainer.threads)
-    return run_trainer(trainer, epochs, meter, RunSettings(**settings))
+    with torch_threads(trainer.threads): return run_trainer(trainer, epochs, meter, RunSettings(**settings))

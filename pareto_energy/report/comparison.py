@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from ..energy.statistics import ci_half_width_of
-from ..front.log import KEY
+from ..front.log import KEY, RefPoint
 from ..front.pareto import (
     beats_reference, hypervolume, hypervolume_history, objectives, pareto_front, trajectory_points)
 
@@ -41,14 +41,14 @@ def search_progress(
 # %% ../../nbs/62_report.comparison.ipynb #c10
 def _normalise(table, best, ref_point):
     "Objectives, both to be minimised: 0 at the best known value, 1 at the reference point; shape (n, 2)."
-    worst = np.array([ref_point['utility'], math.log10(ref_point['joules'])])
+    worst = np.array([ref_point.utility, math.log10(ref_point.joules)])
     ideal = np.array([best.utility.max(), math.log10(best.joules.min())])
     return (objectives(table) - ideal)/(worst - ideal)
 
 def indicators_of(
     found:pd.DataFrame, # the front of one search
     best:pd.DataFrame, # the best known front
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> dict: # share, igd_plus, epsilon, coverage
     "Distance of a front from the best known one: IGD⁺ (Ishibuchi et al., 2015), additive ε (Zitzler et al., 2003)."
     if found.empty: return dict(share=0., igd_plus=math.nan, epsilon=math.nan, coverage=0.)
@@ -85,7 +85,7 @@ def attainment_surfaces(
 def _with_corner(trials, ref_point):
     "The front of a search inside the reference point, and that point itself, so that no seed is left out."
     front = beats_reference(pareto_front(trajectory_points(trials)), ref_point)
-    return np.vstack([objectives(front), [ref_point['utility'], math.log10(ref_point['joules'])]])
+    return np.vstack([objectives(front), [ref_point.utility, math.log10(ref_point.joules)]])
 
 def attainment_table(
     trials:list, # of a study
@@ -174,8 +174,8 @@ def shared_references(
     names = [name for name in ref_points[0] if all(name in r for r in ref_points)]
     if not names:
         raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in ref_points)}.")
-    return {name: dict(utility=min(r[name]['utility'] for r in ref_points),
-        joules=max(r[name]['joules'] for r in ref_points)) for name in names}
+    return {name: RefPoint(utility=min(r[name].utility for r in ref_points),
+        joules=max(r[name].joules for r in ref_points)) for name in names}
 
 # %% ../../nbs/62_report.comparison.ipynb #v01b
 def _side_by_side(studies, dataset, ref_point):

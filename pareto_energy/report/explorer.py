@@ -20,7 +20,7 @@ def _epoch_rows(trial, configuration):
     row = dict(dataset=trial.dataset, family=trial.family, trial=trial.name)
     return [row | dict(epochs=epoch, utility=utility, joules=joules, inference=trial.run['inference']['joules'],
         configuration=configuration)
-        for epoch, (utility, joules) in enumerate(zip(trial.run['utility'], trial.run['joules']), 1)]
+        for epoch, utility, joules in zip(trial.epochs, trial.run['utility'], trial.run['joules'])]
 
 def _candidates(table):
     "Whether each row is non-dominated in utility, joules and inference among its dataset and family."

@@ -22,7 +22,7 @@ def _last_epoch(run):
         seconds=run['seconds'], parameters=run.get('parameters'))
 
 def _row(t):
-    key = dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin['source'])
+    key = dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin.source)
     configuration = {f'configuration.{name}': value for name, value in t.configuration.items()}
     last = _last_epoch(t.run) if t.status == 'finished' else {}
     return key | configuration | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)

@@ -35,8 +35,8 @@ def learning_table(
     if len(finished) > MAX_TRIALS:
         sample = np.random.default_rng(seed).choice(len(finished), MAX_TRIALS, replace=False)
         finished = [finished[i] for i in np.sort(sample)]
-    rows = [t.configuration | dict(trial=t.name, epochs=e, utility=t.run['utility'][e - 1],
-        joules=t.run['joules'][e - 1]) for t in finished for e in epoch_grid(len(t.run['utility']), 5)]
+    rows = [t.configuration | dict(trial=t.name, epochs=t.epochs[n - 1], utility=t.run['utility'][n - 1],
+        joules=t.run['joules'][n - 1]) for t in finished for n in epoch_grid(len(t.epochs), 5)]
     table = pd.DataFrame(rows)
     table = table[[c for c in table if c in ('trial', 'utility', 'joules') or table[c].nunique() > 1]]
     return table.assign(energy=np.log10(table.joules), excess=log_energy_excess(table))

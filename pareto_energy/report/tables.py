@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
-from ..front.log import KEY
+from ..front.log import KEY, RefPoint
 from ..front.pareto import pareto_front, hypervolume, beats_reference, trajectory_points
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
@@ -84,15 +84,17 @@ def no_front_message(trials:list) -> str:
 def _summarise_retraining(trial, epoch, searched):
     "One row of `retrained_points`; None where every fresh seed failed."
     runs = [r for r in trial.retrained if r['epoch'] == epoch]
-    good = pd.DataFrame([dict(inference=math.nan) | r for r in runs if 'test' in r])
+    good = pd.DataFrame([dict(inference=math.nan, reached=epoch) | r for r in runs if 'test' in r])
     if good.empty: return None
     inference_ci = math.nan if good.inference.isna().any() else ci_half_width_of(good.inference)
+    point = trial.epochs.index(epoch)
     return dict(dataset=trial.dataset, family=trial.family, trial=trial.name, epochs=epoch,
         configuration=json.dumps(trial.configuration), searched=searched, parameters=trial.run['parameters'],
-        first_utility=trial.run['utility'][epoch - 1], first_joules=trial.run['joules'][epoch - 1],
+        first_utility=trial.run['utility'][point], first_joules=trial.run['joules'][point],
         utility=good.utility.mean(), test=good.test.mean(), test_ci=ci_half_width_of(good.test),
         joules=good.joules.mean(), joules_ci=ci_half_width_of(good.joules),
-        inference=good.inference.mean(), inference_ci=inference_ci, seeds=len(good), failed=len(runs) - len(good))
+        inference=good.inference.mean(), inference_ci=inference_ci, seeds=len(good), failed=len(runs) - len(good),
+        shorter=int((good.reached < epoch).sum()))
 
 def retrained_points(
     trials:list, # of a study
@@ -148,13 +150,13 @@ def on_front(
 # %% ../../nbs/60_report.tables.ipynb #c13b
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
-    ref_points:dict, # dataset -> reference point, with the name of the utility (metric)
+    ref_points:dict, # dataset -> `RefPoint`
 ) -> pd.DataFrame: # cheapest first for each dataset, with metric, on_front and `marginal_costs`
     "The reported fronts."
     tables = []
     for name, t in retrained.groupby('dataset', sort=False):
         best = pareto_front(t)
-        t = t.assign(metric=ref_points[name]['metric'], on_front=t.index.isin(best.index))
+        t = t.assign(metric=ref_points[name].metric, on_front=t.index.isin(best.index))
         tables.append(t.join(marginal_costs(best)).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
 
@@ -221,11 +223,11 @@ def knee(
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(
     table:pd.DataFrame, # points of one dataset: family, utility, joules
-    ref_point:dict, # utility and joules
+    ref_point:RefPoint, # utility and joules
 ) -> pd.DataFrame: # for each family on the front: points, cheapest and dearest (J), range and lost (shares)
     "What each family contributes to the front."
     front = pareto_front(beats_reference(table, ref_point))
-    decades = pd.Series(np.diff(np.log10([*front.joules, ref_point['joules']])), front.index)
+    decades = pd.Series(np.diff(np.log10([*front.joules, ref_point.joules])), front.index)
     volume = hypervolume(front, ref_point)
     lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]), ref_point)/volume
     rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(),
@@ -291,7 +293,7 @@ def family_contributions_by_kind(
     for name, ref_point in ref_points.items():
         for kind, points in _points_by_kind([t for t in trials if t.dataset == name], predictions).items():
             if points.empty: continue
-            corner = dict(utility=ref_point['utility'], joules=points.joules.max())
+            corner = RefPoint(utility=ref_point.utility, joules=points.joules.max())
             shares = family_contributions(points, corner)
             tables.append(shares.assign(dataset=name, kind=kind, hypervolume=hypervolume(points, corner)))
     if tables: return pd.concat(tables, ignore_index=True)
@@ -316,12 +318,12 @@ def expected_returns(
     trials:list, # of a study
 ) -> pd.DataFrame: # dataset, family, strategy, seed, trials, ended, gain (share), cost (share of the search's joules)
     "What planned searches predict of their next run, or predicted of their last one."
-    last = {t.key[:-1]: t for t in trials if t.search_end or t.origin.get('expected')}
+    last = {t.key[:-1]: t for t in trials if t.search_end or t.origin.expected}
     rows = []
     for key, t in last.items():
-        expected = t.search_end or t.origin['expected']
-        rows.append(dict(zip(KEY, key)) | dict(trials=t.number + 1, ended=bool(t.search_end), gain=expected['gain'],
-            cost=expected['cost']))
+        expected = t.search_end.expected if t.search_end else t.origin.expected
+        rows.append(dict(zip(KEY, key)) | dict(trials=t.number + 1, ended=bool(t.search_end), gain=expected.gain,
+            cost=expected.cost))
     return pd.DataFrame(rows, columns=[*KEY[:-1], 'trials', 'ended', 'gain', 'cost'])
 
 # %% ../../nbs/60_report.tables.ipynb #c31
@@ -333,7 +335,7 @@ def energy_breakdown(
     fronts = (pareto_front(points)[[*KEY]] for _, points in trajectory_points(trials).groupby('dataset'))
     front_keys = {tuple(row) for front in fronts for row in front.itertuples(index=False)}
     is_on = lambda t: t.key in front_keys
-    is_early = lambda t: len(t.run['utility']) < t.origin.get('epochs', 0)
+    is_early = lambda t: t.epochs[-1] < (t.origin.epochs or 0)
     training = lambda chosen: sum(t.run['joules'][-1] for t in finished if chosen(t))
     rows = {'training, on the front': training(is_on),
         'training, ended early': training(lambda t: not is_on(t) and is_early(t)),
@@ -341,6 +343,6 @@ def energy_breakdown(
         'repeats': sum(t.spent for t in finished) - training(lambda t: True),
         'inference': sum(t.run.get('inference', {}).get('spent', 0.) for t in finished),
         'failed': sum(t.spent for t in trials if t.status == 'failed'),
-        'suggestions': sum(t.origin.get('joules', 0.) + t.search_end.get('joules', 0.) for t in trials),
+        'suggestions': sum(t.suggestion_joules for t in trials),
         'retraining': sum(r['spent'] for t in trials for r in t.retrained)}
     return pd.DataFrame(dict(purpose=list(rows), joules=list(rows.values())))

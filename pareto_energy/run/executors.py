@@ -7,6 +7,7 @@ __all__ = ['Executor', 'InProcessExecutor', 'WorkerDied', 'SubprocessExecutor', 
 
 # %% ../../nbs/50_run.executors.ipynb #imp
 import faulthandler, math, os, re, shutil, signal, tempfile, threading, time
+from os import _exit as exit_process # a loop under way has os._exit replaced
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,7 @@ def _begin_child(path, parent):
 
 def _end_with_parent(parent):
     while os.getppid() == parent: time.sleep(.2)
-    os._exit(1)
+    exit_process(1)
 
 def _call(task): task()
 

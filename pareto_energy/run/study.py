@@ -18,9 +18,10 @@ from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import constant_utility, get_card, get_metric, load_dataset, metric_label
 from ..models.families import family_space, supports
-from ..front.log import MAX_ATTEMPTS, TrialLog, check_same_source, machine_readings, read_trials
+from ..front.log import (MAX_ATTEMPTS, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
+    read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
-from ..search.strategies import ExpectedReturn, SearchTask, sobol_strategy
+from ..search.strategies import SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied
@@ -44,14 +45,15 @@ class _StudyFiles(StudySettings):
         return ReferenceMachine(**json.loads(path.read_text(encoding='utf-8')))
 
     @property
-    def ref_points(self): # dataset -> utility and joules of its reference point
+    def ref_points(self): # dataset -> `RefPoint`
         stored = study_path(self.study)/'reference.json'
-        if stored.exists(): return json.loads(stored.read_text(encoding='utf-8'))
+        if stored.exists(): return read_ref_points(stored)
         return compute_ref_points(self.datasets, self.ref_joules, self.utility, self.ref_utility)
 
     def save_ref_points(self):
         "Fix the reference points, before anything is trained."
-        read_or_compute(output_folder(self.study)/'reference.json', lambda: self.ref_points)
+        path = output_folder(self.study)/'reference.json'
+        read_or_compute(path, lambda: {name: asdict(r) for name, r in self.ref_points.items()})
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'
@@ -149,14 +151,14 @@ def compute_ref_points(
     joules:float, # the energy beyond which a model does not count
     utility=None, # as in `models.data.get_metric`
     least:float|None=None, # the utility below which a model does not count; by default that of the best constant prediction
-) -> dict: # dataset -> utility and joules of its reference point, and the name of the metric
+) -> dict: # dataset -> `RefPoint`
     """The reference point of each dataset.
 
     Raises: ValueError where the energy is not above 0."""
     if joules is None or not joules > 0: raise ValueError(f'ref_joules must be a number above 0, not {joules}.')
     def ref_point(data):
         floor = round(constant_utility(data, utility), 4) if least is None else least
-        return dict(utility=floor, joules=joules, metric=metric_label(data, utility))
+        return RefPoint(utility=floor, joules=joules, metric=metric_label(data, utility))
     return {name: ref_point(load_dataset(name)) for name in datasets}
 
 # %% ../../nbs/53_run.study.ipynb #t01
@@ -177,9 +179,8 @@ def trial_job(
         return log.append('failed', key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
     if trial: configuration, origin = trial.configuration, trial.origin
     else: configuration, origin = yield from _suggestion(study.measurement, search, key, earlier)
-    expected = ExpectedReturn(**origin['expected']) if 'expected' in origin else None
-    if not trial and number >= search.n_initial and not is_worthwhile(expected, study.min_gain_per_cost):
-        return log.append('search_end', earlier[-1].key, **asdict(expected), joules=origin['joules'])
+    if not trial and number >= search.n_initial and not is_worthwhile(origin.expected, study.min_gain_per_cost):
+        return log.append('search_end', earlier[-1].key, **asdict(origin.expected), joules=origin.joules)
     log.append('started', key, configuration=configuration, origin=origin, label=source[0], machine_id=source[1])
     yield from _training(study, log, key, search, earlier)
 
@@ -190,7 +191,7 @@ def _suggestion(measurement, search, key, earlier):
     try: suggestion, origin = yield suggest, measurement, search, strategy, seed, earlier
     except WorkerDied as e:
         suggestion = sobol_strategy(search, earlier, seed)
-        origin = dict(source=f'sobol: {e.reason}', seconds=time.perf_counter() - start, joules=e.spent)
+        origin = Origin(f'sobol: {e.reason}', seconds=time.perf_counter() - start, joules=e.spent)
     return suggestion.configuration, origin
 
 def _training(study, log, key, search, earlier):
@@ -209,7 +210,7 @@ def retraining_job(
     study:FamilyStudy,
     log:TrialLog, # held by this process
     trial, # on the front
-    epoch:int, # where it touches the front
+    epoch:float, # where it touches the front
     seed:int, # a fresh one
 ): # a generator, as `trial_job`
     "Train a point of the front again."
@@ -533,7 +534,7 @@ def total_joules(
     "All joules in a log: training and its repeats, inference, suggestions, retraining."
     inference = lambda t: t.run.get('inference', {}).get('spent', 0.)
     retraining = lambda t: sum(r['spent'] for r in t.retrained)
-    return sum(t.cost + inference(t) + t.search_end.get('joules', 0.) + retraining(t) for t in trials)
+    return sum(t.spent + t.suggestion_joules + inference(t) + retraining(t) for t in trials)
 
 def study_status(
     study:FamilyStudy,

@@ -7,17 +7,17 @@ __all__ = []
 
 # %% ../../nbs/52_run.tasks.ipynb #imp
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 import torch
 from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
 from ..energy.counters import get_meter
 from ..energy.calibration import ReferenceMachine, calibrated_meter, measure_machine
 from ..models.data import load_dataset
-from ..models.run import Run, TrainingFailed
+from ..models.run import Run, TrainingFailed, torch_threads
 from ..models.space import Float, Space, sobol_points
 from ..models.training import train
-from ..front.log import Trial
+from ..front.log import Origin, Trial
 from ..search.strategies import SearchTask
 from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 from .settings import TrainingSettings
@@ -57,18 +57,16 @@ def suggest(
     strategy:str, # a name in `search.trajectory.STRATEGIES`
     seed:int,
     earlier:list, # trials of this search
-) -> tuple: # the suggestion, and its origin with seconds and joules
+) -> tuple: # the `Suggestion`, and its `Origin`
     "The strategy's next configuration, metered."
-    torch.set_num_threads(measurement.threads)
     import_for_suggestions()
-    with measurement.metered.window() as window:
+    with torch_threads(measurement.threads), measurement.metered.window() as window:
         if len(earlier) < len(search.enqueued): suggestion = search.enqueued[len(earlier)]
         else: suggestion = STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     reading = window.laps[0]
-    plan = dict(epochs=suggestion.epochs) if suggestion.epochs else {}
-    if suggestion.expected: plan['expected'] = asdict(suggestion.expected)
-    return suggestion, dict(source=suggestion.source, seconds=reading.seconds, joules=reading.joules, **plan)
+    return suggestion, Origin(suggestion.source, seconds=reading.seconds, joules=reading.joules,
+        epochs=suggestion.epochs, expected=suggestion.expected)
 
 # %% ../../nbs/52_run.tasks.ipynb #t01b
 def train_family(
@@ -108,7 +106,7 @@ def train_trial(
             deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier),
             **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
-    origin = trial.origin | dict(joules=trial.origin['joules'] + run.stopping_joules)
+    origin = replace(trial.origin, joules=trial.origin.joules + run.stopping_joules)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=origin)
 
 def _check_machine(measurement, trial):
@@ -122,15 +120,17 @@ def retrain(
     measurement:MeasurementSettings,
     training, # such as `train_family`
     trial:Trial, # on the front
-    epoch:int, # where it touches the front
+    epoch:float, # where it touches the front
     seed:int, # a fresh one
-) -> dict: # utility, joules, spent, and where they were read, test and inference; or reason and spent
-    "Train a point of the front with a fresh seed, and read its test utility."
+) -> dict: # utility, joules, spent, and where they are known, test, inference and a lower epoch reached; or reason and spent
+    "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
+    epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
     try:
-        run = training(trial.dataset, trial.family, trial.configuration, epoch, seed, measurement.metered, repeats=1, test=True,
-            **measurement.training)
+        run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered, repeats=1,
+            test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
     except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
-    optional = dict(test=run.test, inference=run.inference.get('joules'))
+    reached = run.epochs[-1] if run.epochs else len(run.utility)
+    optional = dict(test=run.test, inference=run.inference.get('joules'), reached=reached if reached < epoch else None)
     found = {k: v for k, v in optional.items() if v is not None}
     return dict(utility=run.utility[-1], joules=run.joules[-1], **found,
         spent=run.spent + run.inference.get('spent', 0.))

@@ -12,7 +12,8 @@ import torch
 from botorch.acquisition import AcquisitionFunction
 from botorch.utils.transforms import t_batch_mode_transform
 from ..models.space import sobol_points
-from .strategies import ExpectedReturn, SearchTask, maximise_acquisition
+from ..front.log import ExpectedReturn, RefPoint
+from .strategies import SearchTask, maximise_acquisition
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
 # %% ../../nbs/42_search.acquisition.ipynb #t18
@@ -52,13 +53,13 @@ class ImprovementPerJoule(AcquisitionFunction):
     def __init__(self,
         samples:PosteriorSamples,
         trials:list, # finished, and pending ones with what is planned for them
-        ref_point:dict, # utility and joules
+        ref_point:RefPoint, # utility and joules
         spent:float, # joules so far
     ):
         torch.nn.Module.__init__(self)
         self.samples = samples
-        self.ref_utility = ref_point['utility']
-        self.ref_cost = math.log10(ref_point['joules'])
+        self.ref_utility = ref_point.utility
+        self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
         self.front_cost, self.front_utility = self._front(trials)
 
@@ -84,12 +85,12 @@ class ImprovementPerJoule(AcquisitionFunction):
 
     def remaining_gain_and_cost(self,
         point:torch.Tensor, # (d,) encoded configuration
-        after:int=0, # epochs that are done already
+        after:float=0, # epochs that are done already
     ) -> tuple: # (lengths beyond them,) hypervolume, and joules
         "What a run, or the rest of it, is expected to add, and to cost."
         left = torch.tensor(self.samples.grid) > after
         with torch.no_grad(): gain, joules = (values[0] for values in self.improvement(point[None]))
-        done = joules[~left][-1] if after else 0.
+        done = joules[~left][-1] if not left.all() else 0.
         return gain[left], joules[left] - done
 
     def per_joule(self, gain, joules):
@@ -109,8 +110,8 @@ class ImprovementPerJoule(AcquisitionFunction):
         return (self.front_utility*widths).sum(-1).mean().item()
 
 def _trained_epochs(trial, search):
-    if trial.run: return len(trial.run['joules'])
-    return trial.origin.get('epochs') or search.epochs
+    if trial.run: return max(1, trial.epochs[-1])
+    return trial.origin.epochs or search.epochs
 
 # %% ../../nbs/42_search.acquisition.ipynb #t25a
 def build_acquisition(
@@ -136,7 +137,7 @@ def _infer_ref_point(search, samples, done):
     with torch.no_grad(): predicted = samples.cost(points).mean(0).max().item()
     measured = max(math.log10(t.run['joules'][-1]) for t in done)
     worst = min(min(t.run['utility']) for t in done)
-    return dict(utility=worst, joules=10**(.1 + max(predicted, measured)))
+    return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
 
 # %% ../../nbs/42_search.acquisition.ipynb #t23
 _MAX_ENUMERATED = 256 # configurations

@@ -61,14 +61,16 @@ def _tensor(values): return torch.tensor(np.array(values), dtype=torch.double)
 def _utility_observations(search, done, failed, worst):
     "Inputs are encoded configurations with the log epoch as their last column."
     per_run = max(3, min(6, _MAX_POINTS//(len(done) + len(failed))))
-    points = [(t, e, t.run['utility'][e - 1]) for t in done for e in epoch_grid(len(t.run['utility']), per_run)]
+    points = [(t, t.epochs[n - 1], t.run['utility'][n - 1]) for t in done for n in epoch_grid(len(t.epochs), per_run)]
     points += [(t, e, worst) for t in failed[-_MAX_RUNS:] for e in {1, search.epochs}]
+    diverged = [t for t in done if t.run.get('diverged')]
+    points += [(t, e, worst) for t in diverged for e in {min(t.epochs[-1] + 1, search.epochs), search.epochs}]
     encode = lambda t, e: np.append(search.space.encode(t.configuration), _log_epoch(e, search.epochs))
     return _Observations(_tensor([encode(t, e) for t, e, _ in points]), _tensor([u for _, _, u in points])[:, None])
 
 def _rate_observations(search, done):
     "Values are log10 joules per epoch, in units of `_RATE_UNIT`."
-    rates = [math.log10(t.run['joules'][-1]/len(t.run['joules']))/_RATE_UNIT for t in done]
+    rates = [math.log10(t.run['joules'][-1]/t.epochs[-1])/_RATE_UNIT for t in done]
     noise = energy_noise(done)
     return _Observations(
         x=_tensor([search.space.encode(t.configuration) for t in done]),

@@ -38,7 +38,7 @@ _N_CHEAP_SAMPLES = 16 # functions that a cheap suggestion samples
 
 def _trials_at_last_fit(trials):
     "The trials that the last full suggestion was fitted to; empty where there was none."
-    full = [i for i, t in enumerate(trials) if t.origin.get('source') == 'trajectory']
+    full = [i for i, t in enumerate(trials) if t.origin.source == 'trajectory']
     return trials[:full[-1]] if full else []
 
 def _candidate_configs(
@@ -96,13 +96,13 @@ def _suggestion_joules(trials, source):
     finished = [t for t in trials if t.status == 'finished']
     seconds = sum(t.run['seconds']*t.run['repeats'] for t in finished)
     first = SUGGESTION_BUDGETS[source][0]*sum(t.spent for t in finished)/seconds
-    metered = [t.origin['joules'] for t in trials if t.origin.get('source') == source]
+    metered = [t.origin.joules for t in trials if t.origin.source == source]
     return min([first, *metered][-3:])
 
 def _within_budget(trials, source):
     "Would all suggestions, with this one, keep to the budget?"
-    if any(t.label == 'simulated' or 'joules' not in t.origin for t in trials): return True
-    suggestions, training = sum(t.origin['joules'] for t in trials), sum(t.spent for t in trials)
+    if any(t.label == 'simulated' or t.origin.joules is None for t in trials): return True
+    suggestions, training = sum(t.origin.joules for t in trials), sum(t.spent for t in trials)
     return suggestions + _suggestion_joules(trials, source) <= SUGGESTION_BUDGETS[source][1]*training
 
 # %% ../../nbs/43_search.trajectory.ipynb #a03
@@ -149,11 +149,16 @@ def _rest_is_worthwhile(acquisition, trials, running, seed):
     "Is the rest of a run worth its energy, by itself and beside the best new run?"
     search = acquisition.samples.search
     point = torch.tensor(search.space.encode(running.configuration))
-    rest = acquisition.remaining_gain_and_cost(point, len(running.run['utility']))
+    rest = acquisition.remaining_gain_and_cost(point, running.epochs[-1])
     expected = expected_return(acquisition, *rest)
     if not is_worthwhile(expected, search.min_gain_per_cost*_STOP_WORTH_FACTOR): return False
     with torch.no_grad(): rival = acquisition.scores(_candidate_points(search.space, [*trials, running], seed)).max()
     return bool(acquisition.per_joule(*rest).max() >= rival + math.log(_STOP_RIVAL_RATIO))
+
+def _passes_grid(search, epochs): # of a run so far
+    "Has the last stretch of training reached an epoch of the grid, before its end?"
+    before = epochs[-2] if len(epochs) > 1 else 0
+    return any(before < e <= epochs[-1] for e in epoch_grid(search.epochs)[:-1])
 
 def should_continue(
     search:SearchTask,
@@ -162,13 +167,12 @@ def should_continue(
     seed:int,
 ) -> bool:
     "Is the rest of a run worth its energy?"
-    epoch = len(running.run['utility'])
-    if epoch not in epoch_grid(search.epochs)[:-1]: return True
+    if not _passes_grid(search, running.epochs): return True
     joules = running.run['joules']
-    is_initial = len(trials) < search.n_initial and 'expected' not in running.origin
+    is_initial = len(trials) < search.n_initial and running.origin.expected is None
     if is_initial: return not _exceeds_cost_limit(trials, joules)
     so_far = replace(running, status='finished', spent=joules[-1])
-    with seeded_fit(seed*100_003 + len(trials)*101 + epoch):
+    with seeded_fit(seed*100_003 + len(trials)*101 + len(running.epochs)):
         try: acquisition = build_acquisition(search, trials, running=(so_far,))
         except FIT_ERRORS: return True
         return _rest_is_worthwhile(acquisition, trials, running=so_far, seed=seed)
@@ -178,9 +182,9 @@ def stopping_rule(
     search:SearchTask,
     trial:Trial, # about to run
     earlier:list, # trials of its search
-): # function of the utilities so far, and of a function that reads the joules so far; or None
+): # function of the utilities so far, of a function that reads the joules so far, and of their epochs; or None
     "The rule by which a run under way continues."
-    if 'expected' in trial.origin: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
+    if trial.origin.expected: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
     return _initial_run_rule(search, trial, earlier) if can_be_extended(trial, search) else None
 
 def planned_epochs(
@@ -188,36 +192,35 @@ def planned_epochs(
     search:SearchTask,
 ) -> int:
     "The epochs that a trial is planned to run."
-    return trial.origin.get('epochs', search.epochs)
+    return trial.origin.epochs or search.epochs
 
 def can_be_extended(
     trial:Trial, # about to run
     search:SearchTask,
 ) -> bool:
     "Is it a short run of the initial design, of a family that trains epoch by epoch?"
-    is_initial = trial.strategy == 'trajectory' and trial.origin['source'].startswith(('centre', 'sobol'))
+    is_initial = trial.strategy == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
     return is_initial and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worthwhile_rule(search, trial, earlier):
-    suggestion_joules = max(t.origin.get('joules', 0.) for t in [*earlier, trial])
-    checked_epochs = epoch_grid(search.epochs)[:-1]
-    def continues(utility, joules):
-        if len(utility) not in checked_epochs: return True
+    suggestion_joules = max(t.origin.joules or 0. for t in [*earlier, trial])
+    def continues(utility, joules, epochs):
+        if not _passes_grid(search, epochs): return True
         so_far = joules()
-        rest = so_far[-1]/len(so_far)*(planned_epochs(trial, search) - len(so_far))
+        rest = so_far[-1]/epochs[-1]*(planned_epochs(trial, search) - epochs[-1])
         if rest <= suggestion_joules: return True
-        run = dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1)
+        run = dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1, epochs=epochs)
         return should_continue(search, earlier, running=replace(trial, run=run), seed=trial.seed)
     return continues
 
 def _initial_run_rule(search, trial, earlier):
-    times, checked_epochs = [], epoch_grid(search.epochs)
-    def is_quick(): # a whole run, by the processor seconds of the epochs so far
-        return len(times) > 1 and (times[-1] - times[0])/(len(times) - 1)*search.epochs < _QUICK_RUN_SECONDS
-    def continues(utility, joules):
+    times = []
+    def is_quick(epochs): # a whole run, by the processor seconds of the epochs so far
+        if len(times) < 2: return False
+        return (times[-1] - times[0])/(epochs[-1] - epochs[0])*search.epochs < _QUICK_RUN_SECONDS
+    def continues(utility, joules, epochs):
         times.append(time.process_time())
-        epoch = len(times)
-        if is_quick(): return True
-        if epoch >= planned_epochs(trial, search): return False
-        return not (epoch in checked_epochs and _exceeds_cost_limit(earlier, joules()))
+        if is_quick(epochs): return True
+        if epochs[-1] >= planned_epochs(trial, search): return False
+        return not (_passes_grid(search, epochs) and _exceeds_cost_limit(earlier, joules()))
     return continues

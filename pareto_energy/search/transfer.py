@@ -9,6 +9,7 @@ __all__ = ['prior_trials', 'warm_start_runs']
 import itertools
 from dataclasses import replace
 from ..models.space import Space, project_config
+from ..front.log import RefPoint
 from ..front.pareto import select_for_retraining, trajectory_points
 from .strategies import Suggestion
 
@@ -47,7 +48,7 @@ def _front_runs(
     "The runs that made a front."
     points = trajectory_points(trials)
     if points.empty: return []
-    ref_point = dict(utility=points.utility.min(), joules=2*points.joules.max())
+    ref_point = RefPoint(utility=points.utility.min(), joules=2*points.joules.max())
     last_epochs = {t.key: (t, epoch) for t, epoch in select_for_retraining(trials, n, ref_point)}
     runs = [(project_config(space, t.configuration), min(epoch, epochs)) for t, epoch in last_epochs.values()]
     return [Suggestion(c, 'warm start', e) for c, e in runs if c is not None]
