@@ -6,19 +6,19 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import json, math, sys, time
+import itertools, json, math, sys, time
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
-from .models.space import describe_space, parse_space
-from .models.custom import check_loop, train_loop
-from .front.log import RefPoint, read_study, read_trials
+from .models.space import describe_space, parse_space, record_space, record_value
+from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .front.log import RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
-from .run.settings import StudySettings, current_names
+from .run.settings import StudySettings, current_names, read_settings
 from .run.study import FamilyStudy, is_complete, pending_trials, run_study, total_joules
 from .report.tables import expected_returns, format_front, front_table, no_front_message, retrained_points
 from .report.sentences import break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence
@@ -55,7 +55,10 @@ class Results:
     def trials_so_far(self): return list(read_trials(self.log_path).values())
 
     @property
-    def label(self): return self.trials_so_far[0].label # of the energy
+    def label(self): # of the energy
+        trials = self.trials_so_far
+        if trials: return trials[0].label
+        raise ValueError(f'The study {self.study} has no trials yet: run() it first.')
 
     @property
     def front(self): # as in `report.tables.front_table`
@@ -174,7 +177,7 @@ def _own_spaces(
 def _check_enqueued(
     configurations,
     spaces:dict, # name -> Space
-) -> tuple: # the same
+) -> tuple: # the same, as they are recorded
     "Refuse a configuration that no search could have found."
     if configurations and len(spaces) > 1: raise ValueError('Enqueued configurations need a study of one loop.')
     for configuration in configurations:
@@ -182,16 +185,18 @@ def _check_enqueued(
             point = space.encode(configuration)
             inside = (point >= -1e-9).all() and (point <= space.upper + 1e-9).all()
             if not inside: raise ValueError(f'The configuration {configuration} lies outside the space.')
-    return tuple(configurations)
+    return tuple({name: record_value(value) for name, value in c.items()} for c in configurations)
 
 def _train_own(
     loops:dict, # name -> a loop
+    spaces:dict, # name -> Space
     name:str, # of the data
     family:str, # of the loop
-    *args, **kwargs, # as in `models.custom.train_loop`, from the configuration on
+    configuration:dict, # as it is recorded
+    *args, **kwargs, # as in `models.custom.train_loop`, after the configuration
 ):
-    "Train one of the user's loops."
-    return train_loop(loops[family], *args, **kwargs)
+    "Train one of the user's loops, which gets the options themselves."
+    return train_loop(loops[family], spaces[family].restore(configuration), *args, **kwargs)
 
 # %% ../nbs/70_api.ipynb #s02
 OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',), seeds=(0,), repeats=1,
@@ -202,6 +207,48 @@ def _check_own_names(settings:dict):
     "Refuse a setting that a study of one's own does not have."
     own = [f.name for f in fields(StudySettings) if f.name not in ('study', 'datasets', 'families', 'ranges', 'utility')]
     for name in settings: lookup(name, own, "parameter of a study of one's own")
+
+# %% ../nbs/70_api.ipynb #f11
+def set_aside(folder):
+    """Keep what a study has measured under another name, so that it can begin again.
+
+    Raises: RuntimeError where another process is at work on it."""
+    if not (folder/'trials.jsonl').exists(): return
+    if active_writers(folder/'trials.jsonl'):
+        raise RuntimeError(f'Another process is at work on the study in {folder}: stop it before a restart.')
+    folder.rename(next(path for path in _names_aside(folder) if not path.exists()))
+
+def _names_aside(folder): return (folder.with_name(f'{folder.name}.before-{n}') for n in itertools.count(1))
+
+def _changes(before, study):
+    "What tells the recorded model from this one, in words."
+    metric, loops = before.get('metric', study.metric), before.get('loops', {})
+    if metric != study.metric: yield f'the metric was {metric} and is now {study.metric}'
+    for name, print_of_loop in study.own_record['loops'].items():
+        if loops.get(name, print_of_loop) != print_of_loop:
+            yield f'the loop {name} has changed (its source, or a value or data that it uses)'
+    for name, space in study.ranges.items():
+        old = before['ranges'].get(name, {})
+        for p in sorted({*old, *space}):
+            if old.get(p) != space.get(p): yield f'{p} of {name} was {old.get(p)} and is now {space.get(p)}'
+
+def _keep_former_ranges(study):
+    "Leave the ranges of an earlier version, which were rounded, as they are recorded."
+    former = {name: {row['parameter']: row['range'] for row in describe_space(s)} for name, s in study.own_spaces.items()}
+    if (read_settings(study.study, study.root) or {}).get('ranges') == former: study.ranges = former
+
+def _check_same_model(study):
+    """Refuse to go on with the trials of another model.
+
+    Raises: ValueError that names what has changed, and the ways out."""
+    before, trials = read_settings(study.study, study.root), read_trials(study.log_path)
+    if not trials or before is None: return
+    changes = '; '.join(_changes(before, study))
+    if not changes: return
+    aside = next(path for path in _names_aside(study.folder) if not path.exists()).name
+    raise ValueError(f'The study {study.study} has {len(trials)} trials of another model: {changes}. Give this one another '
+        f"name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the study "
+        f'{aside}. With version=… you say yourself when a loop is another one.')
 
 # %% ../nbs/70_api.ipynb #s03
 class Study(Results, FamilyStudy):
@@ -216,23 +263,34 @@ class Study(Results, FamilyStudy):
         study:str='own', # names its folder
         metric:str='accuracy', # what the utility is, for charts and sentences
         enqueued=(), # configurations to be trained first
+        version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
+        restart:bool=False, # set aside what the study has measured so far
         **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
     ):
         several = isinstance(train, dict)
-        self.loops = train if several else {getattr(train, '__name__', 'loop'): train}
+        self.loops = train if several else {loop_name(train): train}
         for loop in self.loops.values(): check_loop(loop)
         self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
         settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
         self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
-        self.metric = metric
+        self.metric, self.version = metric, version
         _check_own_names(settings)
-        ranges = {name: {row['parameter']: row['range'] for row in describe_space(s)}
-            for name, s in self.own_spaces.items()}
+        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
             **(OWN_DEFAULTS | settings))
+        if restart: set_aside(self.folder)
+        _keep_former_ranges(self)
+        _check_same_model(self)
 
     @property
-    def training(self): return partial(_train_own, self.loops)
+    def own_record(self): # what tells this model from others
+        return dict(metric=self.metric, loops={name: fingerprint(loop, self.version) for name, loop in self.loops.items()})
+
+    @property
+    def functions(self): return self.loops
+
+    @property
+    def training(self): return partial(_train_own, self.loops, self.own_spaces)
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
@@ -259,7 +317,7 @@ class Study(Results, FamilyStudy):
         "Do what is left of the study, and write its front."
         was_done = self.done
         with live_progress(self) as watch: run_study(self, watch=watch, **how)
-        folder = study_path(self.study)
+        folder = self.folder
         if was_done and (folder/'front.csv').exists(): return self
         write_text(folder/'reference.json', json.dumps({name: asdict(r) for name, r in self.ref_points.items()}, indent=1) + '\n')
         if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))

@@ -317,6 +317,7 @@ class CodeCarbonMeter(Meter):
         powercap:Path=_POWERCAP, # the folder of RAPL's domains
     ):
         self.device = device
+        self.gpus = {f'cuda:{gpu_index(device)}'} if device.startswith('cuda') else set()
         self.watts = watts or watts_per_thread()
         self.counters, self.missing = _find_counters(self.watts, device, powercap)
         self.sources = {c.component: c.source for c in self.counters}

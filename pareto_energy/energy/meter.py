@@ -138,6 +138,7 @@ class Meter:
     "The base of every meter; a meter of your own has `sources`, `begin` and `end`."
     sources = dict(cpu='cpu_time') # component -> a name in `SOURCES`
     scale_se = 0. # relative standard error of its scale
+    gpus = None # names of the GPUs that it reads, as torch has them; None: it does not say
 
     @property
     def label(self):
@@ -484,12 +485,13 @@ def library_versions() -> dict: # name -> version
 
 # %% ../../nbs/11_energy.meter.ipynb #e072
 def machine_lock(
-    path:Path=Path(tempfile.gettempdir())/'pareto_energy-meter.lock', # the same for all processes of the machine
+    path:Path|None=None, # the same for all processes of the machine; None: `PARETO_ENERGY_LOCK`, or one in the temporary folder
 ): # a context manager, which releases the lock
     """Take the lock of this machine's meter.
 
     Raises: `RuntimeError` where another process has it."""
     from filelock import FileLock, Timeout
+    path = path or os.environ.get('PARETO_ENERGY_LOCK') or Path(tempfile.gettempdir())/'pareto_energy-meter.lock'
     lock = FileLock(str(path), mode=0o666)
     try: return lock.acquire(timeout=0)
     except Timeout as e:

@@ -6,10 +6,11 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import inspect, math, os, random, sys, time, warnings
+import ast, hashlib, inspect, math, os, random, sys, textwrap, time, warnings
 from contextlib import contextmanager
-from functools import cache
-from types import GeneratorType
+from dataclasses import is_dataclass
+from functools import cache, partial
+from types import CodeType, GeneratorType, ModuleType
 import numpy as np
 import torch
 from ..energy.meter import Meter
@@ -27,16 +28,99 @@ def check_loop(
     if not callable(train): raise ValueError(f'train must be a function of a configuration, not {train!r}.')
     first, *rest = inspect.signature(train).parameters.values() or [None]
     if first is None:
-        raise ValueError(f'{train.__name__} takes no argument: its first one must be the configuration, a dict.')
+        raise ValueError(f'{loop_name(train)} takes no argument: its first one must be the configuration, a dict.')
     unknown = [p.name for p in rest if p.name not in _LOOP_ARGUMENTS and _is_required(p)]
     if unknown:
         raise ValueError(
-            f"{train.__name__} wants {', '.join(unknown)}, but a study offers {', '.join(_LOOP_ARGUMENTS)}, "
+            f"{loop_name(train)} wants {', '.join(unknown)}, but a study offers {', '.join(_LOOP_ARGUMENTS)}, "
             'by these names: give the others a default, or take them from around the function.')
+
+def loop_name(train) -> str:
+    "The name of a loop; of a partial or an object that is called, that of its function or class."
+    named = train.func if isinstance(train, partial) else train
+    return getattr(named, '__name__', type(named).__name__)
 
 def _is_required(parameter):
     return parameter.default is parameter.empty and parameter.kind not in (
         parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+
+# %% ../../nbs/25_models.custom.ipynb #n01
+_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove'}
+
+def syntax_of(function):
+    "The syntax tree of a function, without comments and layout; None where its source is not known."
+    try: return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError): return None
+
+def _is_use(node): # of a name whose value the function changes itself
+    if isinstance(node, ast.Attribute): return node.attr in _MUTATORS
+    return isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del))
+
+def _changed_names(tree):
+    "Names of containers that a function changes."
+    return {n.value.id for n in ast.walk(tree) if _is_use(n) and isinstance(n.value, ast.Name)}
+
+def _names_of_code(code):
+    "Global names that a function uses, and those of the functions inside it."
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return {*code.co_names}.union(*map(_names_of_code, inner))
+
+def surroundings(function, tree):
+    "Name -> value around a function that it uses, without what it changes itself."
+    closure = inspect.getclosurevars(function).nonlocals
+    names = _names_of_code(function.__code__)
+    used = {n: v for n, v in function.__globals__.items() if n in names and not isinstance(v, ModuleType)}
+    defaults = {f'default {i}': v for i, v in enumerate(function.__defaults__ or ())} | (function.__kwdefaults__ or {})
+    changed = _changed_names(tree) if tree else set()
+    return {n: v for n, v in (used | closure | defaults).items() if n not in changed}
+
+# %% ../../nbs/25_models.custom.ipynb #n03
+def _describe_array(array):
+    content = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
+    return str(array.dtype), array.shape, content
+
+def _describe_table(table): # of pandas
+    import pandas as pd
+    hashes = pd.util.hash_pandas_object(table, index=True).to_numpy()
+    columns = table.columns if hasattr(table, 'columns') else [table.name]
+    return [*map(str, columns)], _describe_array(hashes)
+
+def _describe_value(value, seen=()):
+    "A value as nested lists of strings; of an object that is no data, its type."
+    if isinstance(value, (str, bytes, int, float, complex, bool, np.generic, type(None))): return repr(value)
+    if id(value) in seen: return 'itself'
+    inside = partial(_describe_value, seen=(*seen, id(value)))
+    if isinstance(value, torch.Tensor): value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object: return _describe_array(value)
+    if type(value).__module__.partition('.')[0] == 'pandas' and hasattr(value, 'index'): return _describe_table(value)
+    if isinstance(value, partial): return 'partial', inside(value.func), inside(value.args), inside(value.keywords)
+    if inspect.ismethod(value): return inside(value.__func__), inside(value.__self__)
+    if inspect.isfunction(value) or inspect.isclass(value): return _describe_code(value, inside)
+    if isinstance(value, dict): return [(repr(k), inside(v)) for k, v in value.items()]
+    if isinstance(value, (list, tuple, np.ndarray)): return [inside(v) for v in value]
+    return _describe_object(value, inside)
+
+def _describe_object(value, inside):
+    parts = vars(value) if hasattr(value, '__dict__') else {}
+    is_data = lambda v: isinstance(v, (np.ndarray, torch.Tensor)) or hasattr(v, '__getitem__') and hasattr(v, '__dict__')
+    described = {k: inside(v) for k, v in parts.items() if is_data(v) or is_dataclass(value) or isinstance(v, tuple)}
+    return type(value).__qualname__, sorted(described.items())
+
+def _describe_code(value, inside): # a function or a class; of a library, its name
+    if value.__module__ in sys.stdlib_module_names or 'site-packages' in (getattr(sys.modules.get(value.__module__), '__file__', '') or ''):
+        return f'{value.__module__}.{value.__qualname__}'
+    tree = syntax_of(value)
+    if inspect.isclass(value): return ast.dump(tree) if tree else value.__qualname__
+    source = ast.dump(tree) if tree else (value.__code__.co_code.hex(), repr(_names_of_code(value.__code__)))
+    return source, [(n, inside(v)) for n, v in sorted(surroundings(value, tree).items())]
+
+def fingerprint(
+    train, # a loop
+    version:str|None=None, # of your own, which replaces source and data
+) -> str: # 16 letters
+    "What a loop is: its source, and the values and data that it uses."
+    described = ('version', version) if version is not None else _describe_value(train)
+    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/25_models.custom.ipynb #r01
 class StopTraining(BaseException):

@@ -138,7 +138,7 @@ def _encode_text(texts, train, max_vocabulary=4000):
 def cache_folder() -> Path:
     "Where downloaded files are kept."
     import pooch
-    return Path(os.environ.get('PARETO_ENERGY_CACHE') or pooch.os_cache('pareto_energy'))
+    return Path(os.environ.get('PARETO_ENERGY_CACHE') or pooch.os_cache('pareto_energy')).expanduser().absolute()
 
 @dataclass(frozen=True)
 class RemoteFile:

@@ -46,6 +46,7 @@ def idle_sentence(
 
 # %% ../../nbs/61_report.sentences.ipynb #d06
 _TIME_CORRELATION = .99 # correlation from which energy counts as proportional to time
+_Z95 = 1.96 # half-width of a 95 % interval of Fisher's z, in standard errors
 
 def energy_time_sentence(
     trials:list, # of a study
@@ -57,8 +58,12 @@ def energy_time_sentence(
     if len(set(energy)) == 1 or len(set(time)) == 1:
         return 'Energy or time is the same in all trials: no correlation of energy with time.'
     r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
-    verdict = 'energy is more than time'
-    if r > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
+    low, high = np.tanh(np.arctanh(min(r, 1 - 1e-12)) + np.array([-1, 1])*_Z95/math.sqrt(max(len(runs) - 3, 1e-9)))
+    if low > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
+    elif all(run['sources'].get('cpu') == 'cpu_time' for run in runs):
+        verdict = 'energy is estimated from CPU time here, so the difference says how runs waited, not what power they took'
+    elif high < _TIME_CORRELATION: verdict = 'energy is more than time'
+    else: verdict = 'too few trials to say whether energy is more than time'
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
 
 # %% ../../nbs/61_report.sentences.ipynb #p01

@@ -61,7 +61,7 @@ def varied_parameters(
     "The hyper-parameters that a study searched, rather than fixed."
     groups = {}
     for t in trials: groups.setdefault((t.dataset, t.family), []).append(t.configuration)
-    return {key: {name for name in configurations[0] if len({c[name] for c in configurations}) > 1}
+    return {key: {name for name in configurations[0] if len({json.dumps(c[name]) for c in configurations}) > 1}
         for key, configurations in groups.items()}
 
 def describe_configuration(

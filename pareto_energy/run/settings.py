@@ -212,13 +212,14 @@ def current_names(
 def settings_record(settings) -> dict:
     "The settings as they are written, without the name of the study."
     record = {f.name: getattr(settings, f.name) for f in fields(StudySettings) if f.name != 'study'}
-    return json.loads(json.dumps(record))
+    return json.loads(json.dumps(record | getattr(settings, 'own_record', {})))
 
 def read_settings(
     study:str,
+    root=None, # a path, as in `core.study_path`
 ) -> dict|None: # None where nothing is recorded
     "The recorded settings of a study, with defaults for those that its version did not have."
-    path = study_path(study)/'study.json'
+    path = study_path(study, root=root)/'study.json'
     if not path.exists(): return None
     defaults = {f.name: _default(f) for f in fields(StudySettings)}
     recorded = current_names(json.loads(path.read_text(encoding='utf-8')), warn=False)
@@ -226,11 +227,13 @@ def read_settings(
         for family, r in recorded['ranges'].items()}
     return defaults | recorded
 
+def _root(settings): return getattr(settings, 'root', None) # of a study that has decided where its folder is
+
 def check_unchanged(settings:StudySettings):
     """Refuse settings under which the study's trials can't have been made.
 
     Raises: ValueError that names each changed setting."""
-    before, now = read_settings(settings.study), settings_record(settings)
+    before, now = read_settings(settings.study, _root(settings)), settings_record(settings)
     if before is None: return
     changed = [f'{f.name} was {before[f.name]!r} and is now {now[f.name]!r}' for f in fields(StudySettings)
         if f.metadata['fixed'] and f.name != 'study' and before[f.name] != now[f.name]]
@@ -240,7 +243,7 @@ def check_unchanged(settings:StudySettings):
 
 def save_settings(settings:StudySettings):
     "Write study.json, before anything is trained."
-    path, now = output_folder(settings.study)/'study.json', settings_record(settings)
+    path, now = output_folder(settings.study, root=_root(settings))/'study.json', settings_record(settings)
     if read_or_compute(path, lambda: now) != now: write_text(path, json.dumps(now, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/51_run.settings.ipynb #p02
