@@ -198,8 +198,10 @@ class Report:
         test:bool=False, # is that of the test part, at the end?
         stopping_rule:StoppingRule=None, # ends a run that is evaluated
         stop_after:int|None=None, # reports, after which the run ends
+        sign:int=1, # of what is reported in the utility: -1 where lower values are better
     ):
         self.window = window
+        self.sign = sign
         self.progress = ReportedEpochs(epochs, stop_after)
         self.evaluate = evaluate
         self.test = test
@@ -238,8 +240,8 @@ class Report:
         if self.times_stopped: self._stop()
         number = self.progress.check(epoch)
         self.end_epoch(number - self.progress.last)
-        if self.evaluate: self.utilities.append(_parse_utility(utility))
-        if self.test and test is not None: self.test_utility = _parse_utility(test, 'test utility')
+        if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
+        if self.test and test is not None: self.test_utility = self.sign*_parse_utility(test, 'test utility')
         self.progress.add(number, is_named=epoch is not None)
         self.predictor = Predictor(*predict) if predict else None
         self.window.exclude(ends_lap=True)
@@ -337,6 +339,7 @@ class LoopTrainer(Trainer):
         seed:int,
         test:bool=False, # is the test part read?
         threads:int=1, # of the CPU
+        sign:int=1, # as in `Report`
     ):
         self.train = train
         self.configuration = configuration
@@ -344,6 +347,7 @@ class LoopTrainer(Trainer):
         self.seed = seed
         self.test = test
         self.threads = threads
+        self.sign = sign
 
     def warm_up(self, window):
         "Run the loop until its first report."
@@ -355,7 +359,8 @@ class LoopTrainer(Trainer):
         window.laps.clear()
 
     def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
-        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule, stop_after=stop_after)
+        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule,
+            stop_after=stop_after, sign=self.sign)
         try: _run_loop(self.train, self.configuration, self.seed, report)
         except FloatingPointError as e:
             self._fail(report)
@@ -387,40 +392,69 @@ def train_loop(
     threads:int=1, # of the CPU
     device=None, # unused: the loop decides
     utility=None, # unused: the loop reports it
+    sign:int=1, # of what the loop reports in the utility: -1 where lower values are better
     **settings, # as in `models.run.RunSettings`; a run is read once by default
 ) -> Run:
     """Train by a loop of your own, and keep its whole trajectory.
 
     Raises: `TrainingFailed` where the loop raises an exception, and `MeterError` where the meter does."""
     settings = RunSettings(**{'repeats': 1, **settings})
-    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads)
+    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads, sign=sign)
     with limit_threads(threads): return run_trainer(trainer, epochs, meter, settings)
 
 # %% ../../nbs/25_models.custom.ipynb #k01
 def sklearn_loop(
     make, # an estimator's class, or a function of the configuration's names that returns an estimator
-    train:tuple, # features and targets
+    train:tuple, # features, and where the estimator wants them targets and sample weights
     validation:tuple, # the same, for the utility
     test:tuple=None, # the same, for the reported front
-    scorer=None, # function of estimator, features and targets; by default the estimator's own score
+    scorer=None, # function of estimator and the parts of such a tuple; by default the estimator's own score
 ): # a loop
-    "The loop of a scikit-learn estimator."
-    score = scorer or (lambda model, X, y: model.score(X, y))
+    """The loop of a scikit-learn estimator.
+
+    Raises: `ValueError` where the parts of the data do not fit together, or the estimator has no score."""
+    for part in (train, validation, test): _check_part(part)
+    score = scorer or _own_score
     def loop(configuration, seed):
         model = _make_estimator(make, configuration, seed)
+        if not scorer and not hasattr(model, 'score'):
+            raise ValueError(f'{type(model).__name__} has no score: give sklearn_loop a scorer.')
         test_score = test and (lambda: score(model, *test))
         predict = (lambda: model.predict(validation[0])), len(validation[0])
         result = (lambda: score(model, *validation)), test_score, predict
-        if not hasattr(model, 'partial_fit'):
-            model.fit(*train)
+        weights = _weights_argument(model, train)
+        if not _learns_by_epochs(model, train):
+            model.fit(*train[:2], **weights)
             yield result
             return
-        classes = _classes_argument(model, train[1])
+        classes = _classes_argument(model, train[1]) if len(train) > 1 else {}
         while True:
-            model.partial_fit(*train, **classes)
+            model.partial_fit(*train[:2], **classes, **weights)
             yield result
     loop.__qualname__ = loop.__name__ = getattr(make, '__name__', 'estimator')
     return loop
+
+def _check_part(part):
+    "Refuse data that is no tuple of arrays of one length."
+    if part is None: return
+    lengths = [len(values) for values in part] if isinstance(part, tuple) else []
+    if not 1 <= len(lengths) <= 3 or len(set(lengths)) > 1:
+        raise ValueError('Each part of the data is a tuple of features, targets and sample weights of one length, of which '
+            f'the last two may be missing; found {f"lengths {lengths}" if lengths else type(part).__name__}.')
+
+def _own_score(model, X, y=None, sample_weight=None):
+    return model.score(X, y) if sample_weight is None else model.score(X, y, sample_weight=sample_weight)
+
+def _weights_argument(model, train):
+    "The sample weights, where there are some."
+    if len(train) < 3: return {}
+    if 'sample_weight' in inspect.signature(model.fit).parameters: return dict(sample_weight=train[2])
+    raise ValueError(f'{type(model).__name__} takes no sample_weight: leave the weights out of train.')
+
+def _learns_by_epochs(model, train):
+    "Has it `partial_fit`, and for targets such as these? Classifiers do not for several labels."
+    several_labels = len(train) > 1 and np.ndim(train[1]) > 1 and hasattr(model, 'predict_proba')
+    return hasattr(model, 'partial_fit') and not several_labels
 
 def _make_estimator(make, configuration, seed):
     has_seed = 'random_state' in inspect.signature(make).parameters

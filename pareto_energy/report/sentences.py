@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
 from .tables import (
-    ALLOWED_LOSSES, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
-    has_clear_price, knee, on_front, savings, savings_within)
+    allowed_losses, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
+    has_clear_price, knee, metric_scale, on_front, savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
 def drift_sentence(
@@ -67,16 +67,17 @@ def energy_time_sentence(
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
 
 # %% ../../nbs/61_report.sentences.ipynb #p01
-def _price_clause(row):
+def _price_clause(row, scale):
     interval = f'{format_rounded(row.price_low)} to {format_rounded(row.price_high)}'
-    return f'{format_rounded(row.price)} J ({interval}) a point up to {100*row.test:.1f} %'
+    each = 'a point' if scale.unit == '%' else f"for {scale.unit or '1'} of {scale.name}"
+    return f"{format_rounded(row.price)} J ({interval}) {each} up to {scale.value(row.test, math.nan)}"
 
 def marginal_cost_sentence(
     name:str, # of the dataset
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What a further point costs at the cheap and at the dear end of the front."
-    steps = on_front(table)
+    steps, scale = on_front(table), metric_scale(table)
     priced = steps[has_clear_price(steps)]
     if priced.empty:
         reason = 'gains more than chance'
@@ -84,35 +85,45 @@ def marginal_cost_sentence(
             reason = 'that gains more than chance is clearly dearer than the one before'
         return f'On {name} no step along the front {reason}: no price can be stated.'
     first, last = priced.iloc[0], priced.iloc[-1]
-    if len(priced) == 1: return f'On {name} one step of the front has a price: {_price_clause(first)}.'
+    if len(priced) == 1: return f'On {name} one step of the front has a price: {_price_clause(first, scale)}.'
     ending = '.' if last.price_low > first.price_high else ', though the intervals overlap.'
-    return (f'On {name} accuracy costs {_price_clause(first)}, and {_price_clause(last)}: '
+    return (f'On {name} {scale.name} costs {_price_clause(first, scale)}, and {_price_clause(last, scale)}: '
         f'{format_rounded(last.price/first.price)} times as much{ending}')
 
 # %% ../../nbs/61_report.sentences.ipynb #c20
-def _saving_clause(row):
-    "What a cheaper point saves, hedged where an interval holds zero."
-    saves = (f"{'saves' if row.saved > row.saved_ci else 'may save'} {row.saved:.1f} ± {row.saved_ci:.1f} % of its "
-        "training energy")
+def _saved_share(row):
+    return f'{row.saved:.1f} %' if math.isnan(row.saved_ci) else f'{row.saved:.1f} ± {row.saved_ci:.1f} %'
+
+def _saving_clause(row, scale):
+    "What a cheaper point saves, hedged where an interval holds zero, or there is none."
+    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {_saved_share(row)} of its training energy"
+    model = f'{row.family}, {format_rounded(row.joules)} J'
     if row.given_up > row.given_up_ci:
-        return (f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, '
-            f'{format_rounded(row.joules)} J) {saves}')
-    return (f"a cheaper one ({row.family}, {format_rounded(row.joules)} J) can't be told from it "
-        f"({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}")
+        return f'giving up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses} ({model}) {saves}'
+    difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
+    return f"a cheaper one ({model}) can't be told from it ({difference} {scale.losses}) and {saves}"
+
+def _seeds_clause(table): # where fresh seeds failed, or ended before their epoch
+    t = on_front(table)
+    seeds, shorter = int((t.seeds + t.failed).sum()), int(t.get('shorter', pd.Series(0, t.index)).sum())
+    what = [f'{n} {did}' for n, did in ((int(t.failed.sum()), 'failed'), (shorter, 'ended before')) if n]
+    if what: return f" Its points were trained again with {seeds} fresh seeds, of which {' and '.join(what)}."
+    if (t.seeds == 1).all(): return ' Its points were trained again with one fresh seed each, so nothing says how sure they are.'
+    return ''
 
 def conclusion_sentence(
     name:str, # of the dataset
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
-    s, best, bend = savings(table), on_front(table).iloc[-1], knee(table)
-    first = (f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± '
-        f'{100*best.test_ci:.1f} % at {format_rounded(best.joules)} J')
+    s, best, bend, scale = savings(table), on_front(table).iloc[-1], knee(table), metric_scale(table)
+    first = (f'On {name} the best model found is of family {best.family}, with {scale.name} '
+        f'{scale.value(best.test, best.test_ci)} at {format_rounded(best.joules)} J')
     if s.empty: return f'{first}; no cheaper point stands on the front.'
-    clauses = [first, _saving_clause(s.iloc[-1])]
+    clauses = [first, _saving_clause(s.iloc[-1], scale)]
     if bend is not None and bend.name in s.index[:-1]:
-        clauses.append('at the knee of the front, ' + _saving_clause(s.loc[bend.name]))
-    return '; '.join(clauses) + '.'
+        clauses.append('at the knee of the front, ' + _saving_clause(s.loc[bend.name], scale))
+    return '; '.join(clauses) + '.' + _seeds_clause(table)
 
 # %% ../../nbs/61_report.sentences.ipynb #c20b
 def savings_sentence(
@@ -120,12 +131,13 @@ def savings_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What half a point, one point and two points save."
-    rows = savings_within(table).drop_duplicates('joules')
+    rows, scale = savings_within(table).drop_duplicates('joules'), metric_scale(table)
+    if len(on_front(table)) == 1: return f'On {name} the front is one point: there is nothing cheaper to compare it with.'
     if rows.empty:
-        return f'On {name} no cheaper point of the front is within {ALLOWED_LOSSES[-1]:g} points of the best.'
-    clause = lambda r: (f'the cheapest within {r.allowed:g} points of it is the {r.family} at '
-        f'{format_rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points '
-        f'and saves {r.saved:.1f} ± {r.saved_ci:.1f} %')
+        return f'On {name} no cheaper point of the front is within {allowed_losses(table)[-1]:g} {scale.losses} of the best.'
+    clause = lambda r: (f'the cheapest within {r.allowed:g} {scale.losses} of it is the {r.family} at '
+        f'{format_rounded(r.joules)} J, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
+        f'and saves {_saved_share(r)}')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
@@ -194,11 +206,11 @@ def payback_sentence(
 ) -> str:
     "After how many trainings or predictions the search has paid for itself."
     spent = energy_breakdown([t for t in trials if t.dataset == name]).joules.sum()
-    largest_loss = ALLOWED_LOSSES[-1]
+    largest_loss = allowed_losses(table)[-1]
     within = savings_within(table, (largest_loss,))
     if within.empty:
-        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} points of '
-            'its best model: using that model never recovers the energy of the search.')
+        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} '
+            f'{metric_scale(table).losses} of its best model: using that model never recovers the energy of the search.')
     front = on_front(table)
     best, cheap = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0]
     text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} J '

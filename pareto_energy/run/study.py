@@ -18,7 +18,7 @@ from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import constant_utility, get_card, get_metric, load_dataset, metric_label
 from ..models.families import family_space, supports
-from ..front.log import (MAX_ATTEMPTS, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
+from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
     read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, sobol_strategy
@@ -53,7 +53,7 @@ class _StudyFiles(StudySettings):
     def save_ref_points(self):
         "Fix the reference points, before anything is trained."
         path = output_folder(self.study, root=self.root)/'reference.json'
-        read_or_compute(path, lambda: {name: asdict(r) for name, r in self.ref_points.items()})
+        read_or_compute(path, lambda: {name: r.record() for name, r in self.ref_points.items()})
 
     @property
     def folder(self): return study_path(self.study, root=self.root)
@@ -163,7 +163,7 @@ def compute_ref_points(
     if joules is None or not joules > 0: raise ValueError(f'ref_joules must be a number above 0, not {joules}.')
     def ref_point(data):
         floor = round(constant_utility(data, utility), 4) if least is None else least
-        return RefPoint(utility=floor, joules=joules, metric=metric_label(data, utility))
+        return RefPoint(utility=floor, joules=joules, metric=Metric(metric_label(data, utility)))
     return {name: ref_point(load_dataset(name)) for name in datasets}
 
 # %% ../../nbs/53_run.study.ipynb #t01
