@@ -109,7 +109,7 @@ def read_or_compute(
 # %% ../nbs/10_core.ipynb #c18
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442']
 
-def theme() -> dict: # an Altair theme
+def _theme() -> dict: # an Altair theme
     "The look of every chart."
     font = 'DejaVu Sans, Liberation Sans, sans-serif'
     label = dict(labelFont=font, titleFont=font, labelFontSize=9, titleFontSize=10, titleFontWeight='normal')
@@ -123,7 +123,7 @@ def theme() -> dict: # an Altair theme
 def use_theme():
     "Draw charts in the project's theme, shown as PNG wherever the notebook is read."
     import altair as alt
-    alt.theme.register('pareto_energy', enable=True)(lambda: alt.theme.ThemeConfig(theme()))
+    alt.theme.register('pareto_energy', enable=True)(lambda: alt.theme.ThemeConfig(_theme()))
     alt.renderers.enable('png', ppi=144)
 
 # %% ../nbs/10_core.ipynb #c20b
