@@ -265,37 +265,10 @@ def _check_same_model(study):
         f"name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the study "
         f'{aside}. With version=… you say yourself when a loop is another one.')
 
-# %% ../nbs/70_api.ipynb #s03
-class Study(Results, FamilyStudy):
-    """A model of one's own between utility and energy.
-
-    Raises: ValueError for a loop, a space, a configuration or a setting that is wrong, before anything is trained."""
+# %% ../nbs/70_api.ipynb #s03b
+class OwnStudy(Results, FamilyStudy):
+    "A study of loops of one's own, once they are checked."
     unchecked = ('datasets', 'families', 'ranges', 'ref_utility')
-
-    def __init__(self,
-        train, # a loop, as in `models.custom.check_loop`; or name -> loop
-        space:dict, # its search space, as in `models.space.parse_space`; or name -> space
-        study:str='own', # names its folder
-        metric:str|Metric='accuracy', # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
-        enqueued=(), # configurations to be trained first
-        version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
-        restart:bool=False, # set aside what the study has measured so far
-        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
-    ):
-        several = isinstance(train, dict)
-        self.loops = train if several else {loop_name(train): train}
-        for loop in self.loops.values(): check_loop(loop)
-        self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
-        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
-        self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
-        self.metric, self.version = Metric(metric) if isinstance(metric, str) else metric, version
-        _check_own_names(settings)
-        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
-        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
-            **(OWN_DEFAULTS | settings))
-        if restart: set_aside(self.folder)
-        _keep_former_ranges(self)
-        _check_same_model(self)
 
     @property
     def own_record(self): # what tells this model from others
@@ -338,6 +311,36 @@ class Study(Results, FamilyStudy):
         write_text(folder/'reference.json', json.dumps({name: r.record() for name, r in self.ref_points.items()}, indent=1) + '\n')
         if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
+
+# %% ../nbs/70_api.ipynb #s03
+class Study(OwnStudy):
+    """A model of one's own between utility and energy.
+
+    Raises: ValueError for a loop, a space, a configuration or a setting that is wrong, before anything is trained."""
+    def __init__(self,
+        train, # a loop, as in `models.custom.check_loop`; or name -> loop
+        space:dict, # its search space, as in `models.space.parse_space`; or name -> space
+        study:str='own', # names its folder
+        metric:str|Metric='accuracy', # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
+        enqueued=(), # configurations to be trained first
+        version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
+        restart:bool=False, # set aside what the study has measured so far
+        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
+    ):
+        several = isinstance(train, dict)
+        self.loops = train if several else {loop_name(train): train}
+        for loop in self.loops.values(): check_loop(loop)
+        self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
+        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
+        self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
+        self.metric, self.version = Metric(metric) if isinstance(metric, str) else metric, version
+        _check_own_names(settings)
+        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
+        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
+            **(OWN_DEFAULTS | settings))
+        if restart: set_aside(self.folder)
+        _keep_former_ranges(self)
+        _check_same_model(self)
 
     @classmethod
     def from_optuna(cls,

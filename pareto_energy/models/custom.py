@@ -6,10 +6,11 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import ast, hashlib, inspect, math, os, random, sys, textwrap, time, warnings
+import ast, hashlib, inspect, math, os, random, sys, sysconfig, textwrap, time, warnings
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import cache, partial
+from pathlib import Path
 from types import CodeType, GeneratorType, ModuleType
 import numpy as np
 import torch
@@ -94,25 +95,38 @@ def _describe_value(value, seen=()):
     if isinstance(value, np.ndarray) and value.dtype != object: return _describe_array(value)
     if type(value).__module__.partition('.')[0] == 'pandas' and hasattr(value, 'index'): return _describe_table(value)
     if isinstance(value, partial): return 'partial', inside(value.func), inside(value.args), inside(value.keywords)
+    if hasattr(value, '__wrapped__'): return inside(value.__wrapped__)
     if inspect.ismethod(value): return inside(value.__func__), inside(value.__self__)
     if inspect.isfunction(value) or inspect.isclass(value): return _describe_code(value, inside)
     if isinstance(value, dict): return [(repr(k), inside(v)) for k, v in value.items()]
     if isinstance(value, (list, tuple, np.ndarray)): return [inside(v) for v in value]
+    if isinstance(value, (set, frozenset)): return sorted(map(repr, value))
     return _describe_object(value, inside)
 
 def _describe_object(value, inside):
     parts = vars(value) if hasattr(value, '__dict__') else {}
     is_data = lambda v: isinstance(v, (np.ndarray, torch.Tensor)) or hasattr(v, '__getitem__') and hasattr(v, '__dict__')
     described = {k: inside(v) for k, v in parts.items() if is_data(v) or is_dataclass(value) or isinstance(v, tuple)}
-    return type(value).__qualname__, sorted(described.items())
+    return inside(type(value)), sorted(described.items())
 
-def _describe_code(value, inside): # a function or a class; of a library, its name
-    if value.__module__ in sys.stdlib_module_names or 'site-packages' in (getattr(sys.modules.get(value.__module__), '__file__', '') or ''):
-        return f'{value.__module__}.{value.__qualname__}'
-    tree = syntax_of(value)
-    if inspect.isclass(value): return ast.dump(tree) if tree else value.__qualname__
-    source = ast.dump(tree) if tree else (value.__code__.co_code.hex(), repr(_names_of_code(value.__code__)))
-    return source, [(n, inside(v)) for n, v in sorted(surroundings(value, tree).items())]
+def _is_library(value):
+    "Does a function or a class come with Python or this package, or was it installed?"
+    if value.__module__ == '__main__': return False
+    file = getattr(sys.modules.get(value.__module__), '__file__', None)
+    if file is None: return not inspect.isfunction(value)
+    if value.__module__.startswith('pareto_energy.'): return True
+    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
+
+def _bytecode(code):
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code.hex(), constants, code.co_names
+
+def _describe_code(value, inside): # a function or a class; of a library its name, and what a function has around it
+    name, tree = f'{value.__module__}.{value.__qualname__}', syntax_of(value)
+    if inspect.isclass(value): return name if _is_library(value) or not tree else ast.dump(tree)
+    source = name if _is_library(value) else ast.dump(tree) if tree else _bytecode(value.__code__)
+    around = inspect.getclosurevars(value).nonlocals if _is_library(value) else surroundings(value, tree)
+    return source, [(n, inside(v)) for n, v in sorted(around.items())]
 
 def fingerprint(
     train, # a loop
