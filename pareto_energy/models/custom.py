@@ -537,7 +537,7 @@ class _TrainerReports:
         if control.should_evaluate: self.report.end_epoch()
 
     def evaluate(self, state, metrics):
-        if state.global_step == self.steps_reported: return # nothing was trained since
+        if state.global_step == self.steps_reported: return self.report.window.exclude() # nothing was trained since
         self.report.end_epoch()
         if self.metric not in metrics:
             self.evaluated |= metrics
