@@ -7,7 +7,7 @@ __all__ = ['MeterError', 'ComponentEnergy', 'Measurement', 'Meter', 'SimulatedMe
            'subtract_idle']
 
 # %% ../../nbs/11_energy.meter.ipynb #imp
-import ctypes, io, logging, math, os, platform, re, statistics, sys, tempfile, time
+import ctypes, io, logging, math, os, platform, re, signal, statistics, sys, tempfile, time, warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from dataclasses import dataclass, replace
@@ -235,6 +235,9 @@ _SET_SUBREAPER, _GET_SUBREAPER = 36, 37 # of Linux's prctl
 @contextmanager
 def adopt_orphans():
     "Let the system hand descendants that lose their parent to this process; nothing changes where it can't."
+    if getattr(signal, 'SIGCHLD', None) and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        warnings.warn('This program ignores SIGCHLD, so the CPU time of its processes is lost when they end, and with it '
+            'joules and shares of epochs: leave the signal as it is (signal.signal(signal.SIGCHLD, signal.SIG_DFL)).')
     prctl = getattr(ctypes.CDLL(None), 'prctl', None) if sys.platform == 'linux' else None
     if prctl is None: return (yield)
     before = ctypes.c_int()
