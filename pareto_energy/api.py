@@ -22,8 +22,9 @@ from .run.settings import StudySettings, current_names, read_settings
 from .run.study import FamilyStudy, is_complete, pending_trials, run_study, total_joules
 from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
-from .report.sentences import (
-    break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence)
+from pareto_energy.report.sentences import (
+    break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
+    savings_sentence)
 from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
 from .report.export import from_distributions
 
@@ -88,6 +89,7 @@ class Results:
         trials = self.trials_so_far
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
+        if early_end_sentence(trials): of_fronts.append(early_end_sentence(trials))
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     @property

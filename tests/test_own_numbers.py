@@ -49,6 +49,7 @@ def test_a_point_trained_again_is_the_point_that_was_searched(home, loop):
         n = trial.epochs.index(again['epoch'])
         assert again['utility'] == pytest.approx(trial.run['utility'][n])
         assert again['joules'] == pytest.approx(trial.run['joules'][n])
+    assert ('ended by themselves before the 10 epochs that they were handed' in str(study)) == (loop in (once, early))
 
 
 def spin(seconds):
@@ -169,6 +170,7 @@ def test_fresh_seeds_that_end_early_count_with_what_they_reached(home):
     study = Study(patient, dict(x=(0., 1.)), 'patient', strategies=['random'], **FEW | dict(fresh_seeds=3)).run()
     longest = study.front[study.front.epochs > 2]
     assert len(longest) and (longest[['seeds', 'failed', 'shorter']] == [3, 0, 2]).all(axis=None)
+    assert 'ended by themselves' not in str(study), 'no run of the search ended early'
     assert 'fresh seeds, of which ' in str(study) and ' ended before.' in str(study)
 
 

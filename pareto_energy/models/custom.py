@@ -384,11 +384,16 @@ class LoopTrainer(Trainer):
             self._fail(report)
             raise
         finally:
-            if evaluate and report.progress.are_named: self.epochs = report.epochs
+            if evaluate: self._note_epochs(report)
         if not evaluate and len(report.epochs) != stop_after:
             raise ValueError(f'the run ended after {len(report.epochs)} reports, and after {stop_after} before: '
                 'the same seed must give the same run')
         return report, report.utilities
+
+    def _note_epochs(self, report):
+        if report.progress.are_named: self.epochs = report.epochs
+        counts = 'epochs' in inspect.signature(self.train).parameters and not report.progress.are_named
+        self.ended_early = counts and not report.times_stopped and 0 < len(report.epochs) < self.max_epochs
 
     def _fail(self, report): self.failed_epoch = math.floor(report.progress.last) + 1
 

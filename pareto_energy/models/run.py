@@ -38,6 +38,7 @@ class Run:
     max_epochs: int # that the trainer was handed; a run may be shorter
     epochs: list|None = None # that the utilities belong to; None: 1, 2, …
     diverged: str|None = None # why the training went no further, where its loss or utility became infinite or nan
+    ended_early: bool = False # by itself, with fewer reports than epochs, none of which names its epoch
 
 # %% ../../nbs/23_models.run.ipynb #set
 @dataclass
@@ -196,6 +197,7 @@ class Trainer:
     epoch_flops = None # floating-point operations of an epoch, where they are known
     failed_epoch = None # epoch of a failure, where the laps do not show it
     epochs = None # of the utilities of the first run, where they are not 1, 2, …
+    ended_early = False # did the first run end by itself, with reports whose epochs were counted?
 
     def warm_up(self,
         window, # of a meter
@@ -361,7 +363,7 @@ def build_run(
         sources=total.sources, parts={c: p.joules for c, p in mean.parts.items()}, inference=inference or {},
         stopping_joules=math.fsum(repeats.stopping_rule.joules),
         interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
-        epochs=repeats.trainer.epochs, diverged=repeats.diverged)
+        epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early)
 
 # %% ../../nbs/23_models.run.ipynb #r03
 def run_trainer(

@@ -105,6 +105,7 @@ def _saving_clause(row, scale):
 
 def _seeds_clause(table): # where fresh seeds failed, or ended before their epoch
     t = on_front(table)
+    if 'seeds' not in t: return ''
     seeds, shorter = int((t.seeds + t.failed).sum()), int(t.get('shorter', pd.Series(0, t.index)).sum())
     what = [f'{n} {did}' for n, did in ((int(t.failed.sum()), 'failed'), (shorter, 'ended before')) if n]
     if what: return f" Its points were trained again with {seeds} fresh seeds, of which {' and '.join(what)}."
@@ -197,6 +198,19 @@ def expected_return_sentence(
         sentences.append(f'{len(rest)} of {len(table)} used all their trials: '
             f"{_return_clause(rest, 'the last run was')} when it was planned.")
     return ' '.join(sentences)
+
+# %% ../../nbs/61_report.sentences.ipynb #ee1
+def early_end_sentence(
+    trials:list, # of a study
+) -> str: # empty where no run ended early
+    "Which loops end by themselves while their reports are counted as epochs."
+    finished = [t for t in trials if t.status == 'finished']
+    early = [t for t in finished if t.run.get('ended_early')]
+    if not early: return ''
+    names, longest = ', '.join(sorted({t.family for t in early})), max(t.run['max_epochs'] for t in early)
+    return (f'{len(early)} of {len(finished)} runs ended by themselves before the {longest} epochs that they were handed '
+        f'({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it trains has to say '
+        'which epoch a report belongs to: report(utility, epoch=…).')
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def payback_sentence(

@@ -233,6 +233,7 @@ def format_front(
 
 def _dropped_seeds(t): # a column where a fresh seed failed, or ended before the epoch of its point
     shorter = t.get('shorter', pd.Series(0, t.index))
+    if 'seeds' not in t: return {}
     if not (t.failed.any() or shorter.any()): return {}
     parts = lambda r, n: [f'{r.failed} failed']*(r.failed > 0) + [f'{n} ended before']*(n > 0)
     return {'fresh seeds': [', '.join([f'{r.seeds + r.failed}', *parts(r, n)]) for r, n in zip(t.itertuples(), shorter)]}
