@@ -324,7 +324,7 @@ def command(
     return app.command(epilog=f'Example: {example}')
 
 @app.callback()
-def main(): pass
+def _main(): pass
 
 @contextmanager
 def exit_on_error(status:int):

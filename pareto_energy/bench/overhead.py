@@ -243,7 +243,7 @@ def _draw(charts, table, study):
     savings = figures.fit_width(lambda w: figures.plot_savings(table, w), figures.COLUMN)
     figures.save_chart(savings, folder, 'savings')
 
-def conclude(
+def _conclude(
     study:str, # in the home folder
 ) -> dict: # seconds of each part, and gigabytes at the peak of this process
     "Make every table and figure of a study."
@@ -269,7 +269,7 @@ def conclude(
     return watch.seconds | dict(total=sum(watch.seconds.values()), gigabytes=peak)
 
 _SCRIPT = """import json
-from pareto_energy.bench.overhead import conclude, made_up_study
+from pareto_energy.bench.overhead import _conclude, made_up_study
 from pareto_energy.core import use_theme
 use_theme()
 {}"""
@@ -277,13 +277,13 @@ use_theme()
 # %% ../../nbs/80_bench.overhead.ipynb #a02b
 def conclusion_costs(
     sizes=(1000, 3000, 10_000), # trials
-) -> list: # for each size, `conclude`
+) -> list: # for each size, as `_conclude`
     "Seconds and memory of all tables and figures, each study in a process of its own."
     rows = []
     for n in sizes:
         with tempfile.TemporaryDirectory() as home:
             _run_script(f'made_up_study({n})', home)
-            rows.append(dict(trials=n) | json.loads(_run_script("print(json.dumps(conclude('made-up')))", home)))
+            rows.append(dict(trials=n) | json.loads(_run_script("print(json.dumps(_conclude('made-up')))", home)))
     return rows
 
 def _run_script(statement, home):

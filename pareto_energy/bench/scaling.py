@@ -23,7 +23,7 @@ def formula_run(name, family, configuration, epochs, seed, *_, sleep:float=0., *
     joules = e*20/configuration['batch']**.5
     return Run(utility=utility.tolist(), test=None, joules=joules.tolist(), se=[None]*epochs, spent=float(joules[-1]),
         seconds=sleep, cpu_seconds=sleep, ram_joules=0., parameters=1, flops=None, repeats=1, sources={}, parts={},
-        inference={}, stopping_joules=0., interference={})
+        inference={}, stopping_joules=0., interference={}, max_epochs=epochs)
 
 class SyntheticStudy(FamilyStudy):
     "A study whose trials are made up."
