@@ -9,7 +9,7 @@ study: install
 	@$(BIN)/pareto-energy run quick
 
 test: install
-	$(BIN)/nbdev_test --n_workers 2
+	PARETO_ENERGY_LOCK=$$(mktemp -u) $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests
 
 # the chapters once more, with their statistics: cells that are marked slow

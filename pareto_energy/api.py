@@ -6,26 +6,31 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import json, math, sys, time
+import itertools, json, math, sys, time
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
-from .models.space import describe_space, parse_space
-from .models.custom import check_loop, train_loop
-from .front.log import RefPoint, read_study, read_trials
+from .models.space import describe_space, parse_space, record_space, record_value
+from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
-from .run.settings import StudySettings, current_names
+from .run.settings import StudySettings, current_names, read_settings
 from .run.study import FamilyStudy, is_complete, pending_trials, run_study, total_joules
-from .report.tables import expected_returns, format_front, front_table, no_front_message, retrained_points
-from .report.sentences import break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence
-from .report.figures import energy_axis, family_fronts, plot_fronts
+from .report.tables import (
+    MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
+from pareto_energy.report.sentences import (
+    break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
+    savings_sentence)
+from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
 from .report.export import from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
+_BELOW_EQUALS = .01
+
 def _own_ref_point(
     table:pd.DataFrame, # from `front.pareto.trajectory_points`
     utility:float|None, # where it was stated
@@ -33,6 +38,7 @@ def _own_ref_point(
 ) -> RefPoint:
     "What was stated, else what was measured."
     worst, dearest = (table.utility.min(), table.joules.max()*1.1) if len(table) else (0., 1.)
+    if len(table) and worst == table.utility.max(): worst -= _BELOW_EQUALS # or models that are all as good would not count
     return RefPoint(utility=float(worst if utility is None else utility),
         joules=float(dearest if joules is None else joules))
 
@@ -55,13 +61,20 @@ class Results:
     def trials_so_far(self): return list(read_trials(self.log_path).values())
 
     @property
-    def label(self): return self.trials_so_far[0].label # of the energy
+    def measured_trials(self):
+        trials = self.trials_so_far
+        if trials: return trials
+        raise ValueError(f'The study {self.study} has no trials yet: run() it first.')
+
+    @property
+    def label(self): return self.measured_trials[0].label # of the energy
 
     @property
     def front(self): # as in `report.tables.front_table`
-        trials = self.trials_so_far
+        trials = self.measured_trials
         suffix = _use_validation_as_test(trials)
-        ref_points = {name: replace(r, metric=r.metric + suffix) for name, r in self.ref_points.items()}
+        ref_points = {name: replace(r, metric=replace(r.metric, name=r.metric.name + suffix))
+            for name, r in self.ref_points.items()}
         return front_table(retrained_points(trials), ref_points)
 
     @property
@@ -74,12 +87,15 @@ class Results:
         of_fronts = [sentence(name, rows) for name, rows in self.front.groupby('dataset', sort=False)
             for sentence in about]
         trials = self.trials_so_far
+        if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
+            of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
+        if early_end_sentence(trials): of_fronts.append(early_end_sentence(trials))
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     @property
     def chart(self):
         use_theme()
-        return plot_fronts(family_fronts(self.trials_so_far, self.ref_points), self.front, self.label)
+        return plot_fronts(family_fronts(self.measured_trials, self.ref_points), self.front, self.label)
 
     @property
     def done(self): return is_complete(self, {t.key: t for t in self.trials_so_far}) # is nothing left to do?
@@ -120,8 +136,10 @@ def live_front_chart(
     "The front so far."
     use_theme()
     points, (ref_point, *_) = trajectory_points(trials), study.ref_points.values()
-    utility = alt.Y('utility:Q', title=ref_point.metric, scale=alt.Scale(zero=False))
-    base = lambda table: alt.Chart(table).encode(energy_axis(points.joules, trials[0].label), utility)
+    metric = ref_point.metric
+    scale = MetricScale(metric.name, unit=metric.unit_of(metric.sign*points.utility), sign=metric.sign)
+    shown = lambda table: table.assign(utility=scale.sign*table.utility)
+    base = lambda table: alt.Chart(shown(table)).encode(energy_axis(points.joules, trials[0].label), utility_axis(scale))
     cloud = base(points).mark_point(size=12, opacity=.4)
     front = base(pareto_front(points)).mark_line(interpolate='step-after')
     return (cloud + front).properties(title=progress_sentence(study, trials))
@@ -174,7 +192,7 @@ def _own_spaces(
 def _check_enqueued(
     configurations,
     spaces:dict, # name -> Space
-) -> tuple: # the same
+) -> tuple: # the same, as they are recorded
     "Refuse a configuration that no search could have found."
     if configurations and len(spaces) > 1: raise ValueError('Enqueued configurations need a study of one loop.')
     for configuration in configurations:
@@ -182,16 +200,19 @@ def _check_enqueued(
             point = space.encode(configuration)
             inside = (point >= -1e-9).all() and (point <= space.upper + 1e-9).all()
             if not inside: raise ValueError(f'The configuration {configuration} lies outside the space.')
-    return tuple(configurations)
+    return tuple({name: record_value(value) for name, value in c.items()} for c in configurations)
 
 def _train_own(
     loops:dict, # name -> a loop
+    spaces:dict, # name -> Space
+    sign:int, # of what they report in the utility
     name:str, # of the data
     family:str, # of the loop
-    *args, **kwargs, # as in `models.custom.train_loop`, from the configuration on
+    configuration:dict, # as it is recorded
+    *args, **kwargs, # as in `models.custom.train_loop`, after the configuration
 ):
-    "Train one of the user's loops."
-    return train_loop(loops[family], *args, **kwargs)
+    "Train one of the user's loops, which gets the options themselves."
+    return train_loop(loops[family], spaces[family].restore(configuration), *args, sign=sign, **kwargs)
 
 # %% ../nbs/70_api.ipynb #s02
 OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',), seeds=(0,), repeats=1,
@@ -203,36 +224,63 @@ def _check_own_names(settings:dict):
     own = [f.name for f in fields(StudySettings) if f.name not in ('study', 'datasets', 'families', 'ranges', 'utility')]
     for name in settings: lookup(name, own, "parameter of a study of one's own")
 
-# %% ../nbs/70_api.ipynb #s03
-class Study(Results, FamilyStudy):
-    """A model of one's own between utility and energy.
+# %% ../nbs/70_api.ipynb #f11
+def set_aside(folder):
+    """Keep what a study has measured under another name, so that it can begin again.
 
-    Raises: ValueError for a loop, a space, a configuration or a setting that is wrong, before anything is trained."""
-    unchecked = ('datasets', 'families', 'ranges')
+    Raises: RuntimeError where another process is at work on it."""
+    if not (folder/'trials.jsonl').exists(): return
+    if active_writers(folder/'trials.jsonl'):
+        raise RuntimeError(f'Another process is at work on the study in {folder}: stop it before a restart.')
+    folder.rename(next(path for path in _names_aside(folder) if not path.exists()))
 
-    def __init__(self,
-        train, # a loop, as in `models.custom.check_loop`; or name -> loop
-        space:dict, # its search space, as in `models.space.parse_space`; or name -> space
-        study:str='own', # names its folder
-        metric:str='accuracy', # what the utility is, for charts and sentences
-        enqueued=(), # configurations to be trained first
-        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
-    ):
-        several = isinstance(train, dict)
-        self.loops = train if several else {getattr(train, '__name__', 'loop'): train}
-        for loop in self.loops.values(): check_loop(loop)
-        self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
-        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
-        self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
-        self.metric = metric
-        _check_own_names(settings)
-        ranges = {name: {row['parameter']: row['range'] for row in describe_space(s)}
-            for name, s in self.own_spaces.items()}
-        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
-            **(OWN_DEFAULTS | settings))
+def _names_aside(folder): return (folder.with_name(f'{folder.name}.before-{n}') for n in itertools.count(1))
+
+def _changes(before, study):
+    "What tells the recorded model from this one, in words."
+    now, loops = study.own_record['metric'], before.get('loops', {})
+    metric = before.get('metric', now)
+    if metric != now: yield f'the metric was {metric} and is now {now}'
+    for name, print_of_loop in study.own_record['loops'].items():
+        if loops.get(name, print_of_loop) != print_of_loop:
+            yield f'the loop {name} has changed (its source, or a value or data that it uses)'
+    for name, space in study.ranges.items():
+        old = before['ranges'].get(name, {})
+        for p in sorted({*old, *space}):
+            if old.get(p) != space.get(p): yield f'{p} of {name} was {old.get(p)} and is now {space.get(p)}'
+
+def _keep_former_ranges(study):
+    "Leave the ranges of an earlier version, which were rounded, as they are recorded."
+    former = {name: {row['parameter']: row['range'] for row in describe_space(s)} for name, s in study.own_spaces.items()}
+    if (read_settings(study.study, study.root) or {}).get('ranges') == former: study.ranges = former
+
+def _check_same_model(study):
+    """Refuse to go on with the trials of another model.
+
+    Raises: ValueError that names what has changed, and the ways out."""
+    before, trials = read_settings(study.study, study.root), read_trials(study.log_path)
+    if not trials or before is None: return
+    changes = '; '.join(_changes(before, study))
+    if not changes: return
+    aside = next(path for path in _names_aside(study.folder) if not path.exists()).name
+    raise ValueError(f'The study {study.study} has {len(trials)} trials of another model: {changes}. Give this one another '
+        f"name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the study "
+        f'{aside}. With version=… you say yourself when a loop is another one.')
+
+# %% ../nbs/70_api.ipynb #s03b
+class OwnStudy(Results, FamilyStudy):
+    "A study of loops of one's own, once they are checked."
+    unchecked = ('datasets', 'families', 'ranges', 'ref_utility')
 
     @property
-    def training(self): return partial(_train_own, self.loops)
+    def own_record(self): # what tells this model from others
+        return dict(metric=self.metric.record(), loops={name: fingerprint(loop, self.version) for name, loop in self.loops.items()})
+
+    @property
+    def functions(self): return self.loops
+
+    @property
+    def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign)
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
@@ -246,24 +294,55 @@ class Study(Results, FamilyStudy):
     @property
     def _stated_ref_point(self): # None where the user has not stated it
         if None in (self.ref_utility, self.ref_joules): return None
-        return RefPoint(utility=self.ref_utility, joules=self.ref_joules)
+        return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules)
 
     def save_ref_points(self): pass # what was measured decides, so they are written at the end
 
     @property
     def ref_points(self): # dataset -> `RefPoint`
         points = trajectory_points(self.trials_so_far)
-        return {self.datasets[0]: replace(_own_ref_point(points, self.ref_utility, self.ref_joules), metric=self.metric)}
+        stated = None if self.ref_utility is None else self.metric.sign*self.ref_utility
+        return {self.datasets[0]: replace(_own_ref_point(points, stated, self.ref_joules), metric=self.metric)}
 
     def run_part(self, **how): # as in `run.study.run_study`
         "Do what is left of the study, and write its front."
         was_done = self.done
         with live_progress(self) as watch: run_study(self, watch=watch, **how)
-        folder = study_path(self.study)
+        folder = self.folder
         if was_done and (folder/'front.csv').exists(): return self
-        write_text(folder/'reference.json', json.dumps({name: asdict(r) for name, r in self.ref_points.items()}, indent=1) + '\n')
+        write_text(folder/'reference.json', json.dumps({name: r.record() for name, r in self.ref_points.items()}, indent=1) + '\n')
         if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
+
+# %% ../nbs/70_api.ipynb #s03
+class Study(OwnStudy):
+    """A model of one's own between utility and energy.
+
+    Raises: ValueError for a loop, a space, a configuration or a setting that is wrong, before anything is trained."""
+    def __init__(self,
+        train, # a loop, as in `models.custom.check_loop`; or name -> loop
+        space:dict, # its search space, as in `models.space.parse_space`; or name -> space
+        study:str='own', # names its folder
+        metric:str|Metric='accuracy', # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
+        enqueued=(), # configurations to be trained first
+        version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
+        restart:bool=False, # set aside what the study has measured so far
+        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
+    ):
+        several = isinstance(train, dict)
+        self.loops = train if several else {loop_name(train): train}
+        for loop in self.loops.values(): check_loop(loop)
+        self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
+        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
+        self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
+        self.metric, self.version = Metric(metric) if isinstance(metric, str) else metric, version
+        _check_own_names(settings)
+        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
+        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
+            **(OWN_DEFAULTS | settings))
+        if restart: set_aside(self.folder)
+        _keep_former_ranges(self)
+        _check_same_model(self)
 
     @classmethod
     def from_optuna(cls,

@@ -8,7 +8,7 @@ __all__ = ['home', 'study_path', 'use_theme', 'log_axis']
 # %% ../nbs/10_core.ipynb #imp
 import difflib, json, math, os, re, tempfile
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 # %% ../nbs/10_core.ipynb #c06
 def lookup(
@@ -20,14 +20,15 @@ def lookup(
 
     Raises: ValueError that lists the names that exist, and the near ones."""
     if name in options: return options[name] if isinstance(options, dict) else name
-    near = difflib.get_close_matches(str(name), map(str, options), cutoff=.65)
+    words = [o for o in options if isinstance(o, str)] # a number that is near may be far off
+    near = difflib.get_close_matches(name, words, cutoff=.65) if isinstance(name, str) else []
     hint = f" Did you mean {' or '.join(near)}?" if near else ''
     raise ValueError(f"Unknown {what} {name!r}: expected one of {', '.join(map(str, options))}.{hint}")
 
 # %% ../nbs/10_core.ipynb #c09
 def home() -> Path: # the folder that holds data/ and figures/
     "The project's folder: `PARETO_ENERGY_HOME`, else the nearest parent with a settings.ini, else the working folder."
-    if os.environ.get('PARETO_ENERGY_HOME'): return Path(os.environ['PARETO_ENERGY_HOME'])
+    if os.environ.get('PARETO_ENERGY_HOME'): return Path(os.environ['PARETO_ENERGY_HOME']).expanduser().absolute()
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
 
@@ -35,36 +36,39 @@ def home() -> Path: # the folder that holds data/ and figures/
 def study_path(
     study:str, # letters, digits, '.', '_' and '-', with '/' between folders
     kind:str='data', # 'data', 'figures' or 'runs'
-) -> Path: # whether it exists or not
+    root:Path|None=None, # the folder of these; None: `home()`
+) -> Path: # absolute, whether it exists or not
     """Where a study keeps its files of that kind.
 
     Raises: ValueError for a name that is no plain name."""
-    if not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', str(study)):
+    is_name = isinstance(study, (str, PurePath)) and re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', str(study))
+    if not is_name:
         raise ValueError(f"The study name {study!r} is no plain name: "
             "use letters, digits, '.', '_' and '-', as in 'quick'.")
-    return home()/kind/study
+    return (root or home())/kind/study
 
 # %% ../nbs/10_core.ipynb #c12b
 def is_read_only(
     path:Path, # a file or a folder
 ) -> bool:
     "Does a path belong to the published studies, while nothing is being published?"
-    published = [(home()/kind/'published').resolve() for kind in ('data', 'figures')]
-    return not os.environ.get('PARETO_ENERGY_PUBLISH') and any(Path(path).resolve().is_relative_to(p)
-        for p in published)
+    if os.environ.get('PARETO_ENERGY_PUBLISH'): return False
+    folders = Path(path).absolute().parts
+    return any(pair in (('data', 'published'), ('figures', 'published')) for pair in zip(folders, folders[1:]))
 
 @cache
-def _scratch_folder(study, kind): return Path(tempfile.mkdtemp(prefix='pareto_energy-'))
+def _scratch_folder(folder): return Path(tempfile.mkdtemp(prefix='pareto_energy-'))
 
 def output_folder(
     study:str, # as in `study_path`
     kind:str='data', # 'data', 'figures' or 'runs'
+    root:Path|None=None, # the folder of these; None: `home()`
 ) -> Path: # an existing folder
     """The folder that a study's files are written to; a temporary one where the study is read only.
 
     Raises: OSError where it can't be made."""
-    folder = study_path(study, kind)
-    if is_read_only(folder): return _scratch_folder(study, kind)
+    folder = study_path(study, kind, root)
+    if is_read_only(folder): return _scratch_folder(folder)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OSError(f'Cannot make the folder {folder} ({e.strerror}): name a writable place in PARETO_ENERGY_HOME.') from e
@@ -105,7 +109,7 @@ def read_or_compute(
 # %% ../nbs/10_core.ipynb #c18
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442']
 
-def theme() -> dict: # an Altair theme
+def _theme() -> dict: # an Altair theme
     "The look of every chart."
     font = 'DejaVu Sans, Liberation Sans, sans-serif'
     label = dict(labelFont=font, titleFont=font, labelFontSize=9, titleFontSize=10, titleFontWeight='normal')
@@ -119,7 +123,7 @@ def theme() -> dict: # an Altair theme
 def use_theme():
     "Draw charts in the project's theme, shown as PNG wherever the notebook is read."
     import altair as alt
-    alt.theme.register('pareto_energy', enable=True)(lambda: alt.theme.ThemeConfig(theme()))
+    alt.theme.register('pareto_energy', enable=True)(lambda: alt.theme.ThemeConfig(_theme()))
     alt.renderers.enable('png', ppi=144)
 
 # %% ../nbs/10_core.ipynb #c20b

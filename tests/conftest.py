@@ -1,7 +1,12 @@
+import os
 import subprocess
+import tempfile
 import time
 
 import pytest
+
+# a study that runs on this machine meanwhile keeps its lock, and the tests have one of their own
+os.environ['PARETO_ENERGY_LOCK'] = f'{tempfile.gettempdir()}/pareto_energy-test-{os.getpid()}.lock'
 
 SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, n_initial=3,
              epochs=3, repeats=2, ref_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))

@@ -76,7 +76,12 @@ def with_lightning(meter):
         loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), BATCH)
         quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator='cpu')
         callback = lightning_callback(report, configuration.get('metric', 'accuracy'))
-        lightning.Trainer(max_epochs=epochs, callbacks=[callback], **quiet).fit(Model(configuration['lr']), loader, loader)
+        trainer = lightning.Trainer(callbacks=[callback], **dict(max_epochs=epochs) | quiet | configuration.get('schedule', {}))
+        model = Model(configuration['lr'])
+        if configuration.get('validate'): trainer.validate(model, loader, verbose=False)
+        trainer.fit(model, loader, loader, ckpt_path=configuration.get('checkpoint'))
+        if configuration.get('save'): trainer.save_checkpoint(configuration['save'])
+        if configuration.get('validate'): trainer.validate(model, loader, verbose=False)
     return lightning_loop
 
 
@@ -93,14 +98,17 @@ def with_transformers(meter):
     def transformers_loop(configuration, report, epochs, seed):
         first = torch.randint(0, 8, (ROWS,), generator=torch.Generator().manual_seed(0)).tolist()
         sentences = [dict(input_ids=[i]*4, labels=int(i > 3)) for i in first]
+        schedule = dict(eval_strategy='epoch', save_strategy='no') | configuration.get('schedule', {})
         arguments = TrainingArguments(
             output_dir=configuration['folder'], num_train_epochs=epochs, learning_rate=configuration['lr'], seed=seed,
-            per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH, eval_strategy='epoch', save_strategy='no',
-            logging_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True)
+            per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH,
+            logging_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True, **schedule)
         metrics = lambda prediction: dict(accuracy=float((prediction.predictions.argmax(1) == prediction.label_ids).mean()))
         callback = transformers_callback(report, configuration.get('metric', 'eval_accuracy'))
         data = dict(train_dataset=sentences, eval_dataset=sentences)
-        Trainer(Model(BertConfig(**tiny)), arguments, **data, callbacks=[callback], compute_metrics=metrics).train()
+        trainer = Trainer(Model(BertConfig(**tiny)), arguments, **data, callbacks=[callback], compute_metrics=metrics)
+        trainer.train(resume_from_checkpoint=configuration.get('checkpoint'))
+        if configuration.get('validate'): trainer.evaluate()
     return transformers_loop
 
 
@@ -134,6 +142,57 @@ def test_a_run_of_another_library_ends_when_the_strategy_says_so(loop, meter, co
 def test_a_metric_that_was_not_logged_is_named(loop, meter, configuration):
     with pytest.raises(TrainingFailed, match="The metric 'f1' was not logged; there are .*accuracy"):
         train_loop(loop, configuration | dict(metric='f1'), EPOCHS, 0, meter)
+
+
+def is_metered_right(run, epochs):
+    "Each report has the joules of the batches up to its epoch, and of nothing else."
+    assert (run.epochs or [*range(1, len(run.utility) + 1)]) == pytest.approx(epochs)
+    assert run.joules == pytest.approx([e*ROWS/BATCH for e in epochs])
+    assert len(run.utility) == len(epochs)
+
+
+@pytest.mark.parametrize('schedule, epochs', [
+    (dict(eval_strategy='steps', eval_steps=1), [n/4 for n in range(1, 13)]),
+    (dict(eval_strategy='steps', eval_steps=2), [.5, 1, 1.5, 2, 2.5, 3]),
+    (dict(eval_strategy='steps', eval_steps=3), [.75, 1.5, 2.25, 3]),
+    (dict(eval_strategy='steps', eval_steps=8), [2, 3]),
+    (dict(eval_strategy='epoch', eval_delay=2), [2, 3]),
+    (dict(eval_strategy='epoch', eval_on_start=True), [1, 2, 3]),
+    (dict(eval_strategy='steps', eval_steps=1, gradient_accumulation_steps=2), [.5, 1, 1.5, 2, 2.5, 3]),
+    (dict(eval_strategy='no', validate=True), [3]),
+    (dict(eval_strategy='epoch', validate=True), [1, 2, 3]),
+    (dict(eval_strategy='steps', eval_steps=2, save_strategy='steps', save_steps=2, load_best_model_at_end=True), [.5, 1, 1.5, 2, 2.5, 3])])
+def test_every_schedule_of_hugging_faces_trainer_is_metered_right(schedule, epochs, meter, configuration):
+    need(*PACKAGES['transformers'])
+    validate = schedule.pop('validate', False)
+    run = train_loop(with_transformers(meter), configuration | dict(schedule=schedule, validate=validate), EPOCHS, 0, meter)
+    is_metered_right(run, epochs)
+
+
+@pytest.mark.parametrize('schedule, epochs', [
+    (dict(val_check_interval=.5), [.5, 1, 1.5, 2, 2.5, 3]),
+    (dict(val_check_interval=1), [n/4 for n in range(1, 13)]),
+    (dict(check_val_every_n_epoch=2), [2]),
+    (dict(check_val_every_n_epoch=3), [3]),
+    (dict(num_sanity_val_steps=2, accumulate_grad_batches=2), [1, 2, 3]),
+    (dict(validate=True), [1, 2, 3])])
+def test_every_schedule_of_lightning_is_metered_right(schedule, epochs, meter, configuration):
+    need(*PACKAGES['lightning'])
+    validate = schedule.pop('validate', False)
+    run = train_loop(with_lightning(meter), configuration | dict(schedule=schedule, validate=validate), EPOCHS, 0, meter)
+    is_metered_right(run, epochs)
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_is_refused(meter, configuration, tmp_path):
+    need(*PACKAGES['lightning'], *PACKAGES['transformers'])
+    saved = tmp_path/'saved.ckpt'
+    train_loop(with_lightning(meter), configuration | dict(save=str(saved), schedule=dict(max_epochs=2)), 9, 0, meter)
+    with pytest.raises(TrainingFailed, match='goes on from a checkpoint'):
+        train_loop(with_lightning(meter), configuration | dict(checkpoint=str(saved)), 4, 0, meter)
+    steps = dict(eval_strategy='steps', eval_steps=2, save_strategy='steps', save_steps=2)
+    train_loop(with_transformers(meter), configuration | dict(schedule=steps), EPOCHS, 0, meter)
+    with pytest.raises(TrainingFailed, match='goes on from a checkpoint'):
+        train_loop(with_transformers(meter), configuration | dict(schedule=steps, checkpoint=True), EPOCHS + 1, 0, meter)
 
 
 # Ax, Optuna, Parquet and model cards

@@ -7,7 +7,6 @@ __all__ = ['loop_overhead', 'conclusion_costs']
 
 # %% ../../nbs/80_bench.overhead.ipynb #imp
 import json, os, statistics, subprocess, sys, tempfile, time
-from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from ..energy.meter import load_codecarbon
 from ..models.data import load_dataset
 from ..models.families import DEFAULTS, get_loss
 from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors
-from ..front.log import KEY, SCHEMA, RefPoint, TrialLog, read_study, encode_line
+from ..front.log import KEY, SCHEMA, Metric, RefPoint, TrialLog, read_study, encode_line
 from ..front.pareto import pareto_front, trajectory_points, select_representatives
 
 # %% ../../nbs/80_bench.overhead.ipynb #c06
@@ -166,13 +165,13 @@ def made_up_study(
 ):
     "Write the log of a study that never ran."
     rng, folder = np.random.default_rng(seed), output_folder(study)
-    ref_points = {name: RefPoint(utility=.1, joules=1000., metric='accuracy') for name in ('digits', 'mnist1d')}
+    ref_points = {name: RefPoint(utility=.1, joules=1000., metric=Metric('accuracy')) for name in ('digits', 'mnist1d')}
     events = [e for name in ref_points for i, family in enumerate(('logistic', 'mlp', 'cnn', 'gru', 'resnet'))
         for strategy in ('trajectory', 'random') for s in range(10) for k in range(n//200)
         for e in _made_up_trial(dict(zip(KEY, (name, family, strategy, s, k))), i, rng)]
     (folder/'trials.jsonl').write_bytes(b''.join(encode_line(dict(schema=SCHEMA, line=n, **e)) + b'\n'
         for n, e in enumerate(events, 1)))
-    (folder/'reference.json').write_text(json.dumps({name: asdict(r) for name, r in ref_points.items()}))
+    (folder/'reference.json').write_text(json.dumps({name: r.record() for name, r in ref_points.items()}))
     (folder/'study.json').write_text(json.dumps(dict(seeds=list(range(10)), fresh_seeds=5)))
     trials = read_study(study)[0]
     with TrialLog(folder/'trials.jsonl') as log:

@@ -133,22 +133,30 @@ def _visible_gpus(devices): # NVML's, in the order of their slots
     """The GPUs that CUDA shows, in its order.
 
     Raises: `MeterError` where that order cannot be known."""
-    named = os.environ.get('CUDA_VISIBLE_DEVICES')
-    entries = [str(d.gpu_index) for d in devices] if named is None else [e.strip() for e in named.split(',')]
-    _check_order(devices, entries)
     visible = []
-    for entry in entries:
+    for entry in _visible_entries(devices):
         gpu = _find_gpu(entry, devices)
         if gpu is None: break # CUDA shows none from the first that is not there
         visible.append(gpu)
     return visible
 
-def _check_order(devices, entries):
-    "Refuse indices where CUDA and NVML may count differently: CUDA begins with the fastest card."
-    by_slot = os.environ.get('CUDA_DEVICE_ORDER') == 'PCI_BUS_ID' or len({d._gpu_name for d in devices}) < 2
-    if by_slot or not any(e.isdigit() for e in entries): return
-    raise MeterError('The GPUs of this machine are of several kinds, and CUDA may count them in another order than NVML: '
-        'set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name the card by its UUID in CUDA_VISIBLE_DEVICES.')
+def _visible_entries(devices): # of CUDA_VISIBLE_DEVICES
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return [str(d.gpu_index) for d in devices] if named is None else [e.strip() for e in named.split(',')]
+
+def _uuid_of(index): # of a card that torch sees; None where it sees none
+    import torch
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count(): return None
+    return f'GPU-{torch.cuda.get_device_properties(index).uuid}'
+
+def _same_card(visible, devices, uuid):
+    """The card that torch trains on; CUDA may count it in another order, the fastest first.
+
+    Raises: `MeterError` where NVML does not show it."""
+    if uuid is None: return visible
+    matching = next((d for d in devices if d._uuid == uuid), None)
+    if matching is None: raise MeterError(f'NVML does not show the card that torch trains on ({uuid}): its joules cannot be read.')
+    return matching
 
 def _find_gpu(entry, devices): # one name of CUDA_VISIBLE_DEVICES; None where there is no such card
     if entry.startswith('MIG'):
@@ -175,12 +183,11 @@ def nvml_counter(
     load_codecarbon()
     from codecarbon.core.gpu import AllGPUDevices
     devices = sorted(AllGPUDevices().devices, key=lambda d: d.gpu_index)
-    visible = _visible_gpus(devices)
-    if index >= len(visible):
-        raise MeterError(f'CUDA shows no GPU {index}, only {[d.gpu_index for d in visible]} of those that NVML finds '
-            f'({[d.gpu_index for d in devices]}): install the NVIDIA driver, look at CUDA_VISIBLE_DEVICES, '
-            'or train on the CPU.')
-    return NvmlCounter(visible[index])
+    visible, entries = _visible_gpus(devices), _visible_entries(devices)
+    if index < len(visible): return NvmlCounter(_same_card(visible[index], devices, _uuid_of(index)))
+    found = f'NVML finds no GPU {entries[index]}' if index < len(entries) else f'CUDA shows no GPU {index}'
+    raise MeterError(f'{found}, only {[d.gpu_index for d in devices]} (CUDA_VISIBLE_DEVICES: {", ".join(entries) or "none"}): '
+        'install the NVIDIA driver, or train on the CPU.')
 
 # %% ../../nbs/12_energy.counters.ipynb #e027w
 def watts_per_thread() -> float: # watts
@@ -295,8 +302,8 @@ def _check_moved(counters, joules, seconds):
     for c, j in zip(counters, joules):
         hardware = SOURCES[c.source].label in ('measured', 'sampled')
         if j or not hardware or seconds <= 3*SOURCES[c.source].update_period: continue
-        name = getattr(c, 'file', c.component)
-        raise MeterError(f'The {c.source} counter {name} stood still for {seconds:.2f} s: '
+        where = f' ({c.file})' if hasattr(c, 'file') else ''
+        raise MeterError(f'The {c.source} counter of the {c.component} stood still for {seconds:.2f} s{where}: '
             'run `pareto-energy meter` to see what can be read here.')
 
 def _read_often(meter, period): # a weak reference; seconds
@@ -317,6 +324,7 @@ class CodeCarbonMeter(Meter):
         powercap:Path=_POWERCAP, # the folder of RAPL's domains
     ):
         self.device = device
+        self.gpus = {f'cuda:{gpu_index(device)}'} if device.startswith('cuda') else set()
         self.watts = watts or watts_per_thread()
         self.counters, self.missing = _find_counters(self.watts, device, powercap)
         self.sources = {c.component: c.source for c in self.counters}

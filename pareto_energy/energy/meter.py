@@ -7,7 +7,7 @@ __all__ = ['MeterError', 'ComponentEnergy', 'Measurement', 'Meter', 'SimulatedMe
            'subtract_idle']
 
 # %% ../../nbs/11_energy.meter.ipynb #imp
-import ctypes, io, logging, math, os, platform, re, statistics, sys, tempfile, time
+import ctypes, io, logging, math, os, platform, re, signal, statistics, sys, tempfile, time, warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from dataclasses import dataclass, replace
@@ -138,6 +138,7 @@ class Meter:
     "The base of every meter; a meter of your own has `sources`, `begin` and `end`."
     sources = dict(cpu='cpu_time') # component -> a name in `SOURCES`
     scale_se = 0. # relative standard error of its scale
+    gpus = None # names of the GPUs that it reads, as torch has them; None: it does not say
 
     @property
     def label(self):
@@ -234,6 +235,9 @@ _SET_SUBREAPER, _GET_SUBREAPER = 36, 37 # of Linux's prctl
 @contextmanager
 def adopt_orphans():
     "Let the system hand descendants that lose their parent to this process; nothing changes where it can't."
+    if getattr(signal, 'SIGCHLD', None) and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        warnings.warn('This program ignores SIGCHLD, so the CPU time of its processes is lost when they end, and with it '
+            'joules and shares of epochs: leave the signal as it is (signal.signal(signal.SIGCHLD, signal.SIG_DFL)).')
     prctl = getattr(ctypes.CDLL(None), 'prctl', None) if sys.platform == 'linux' else None
     if prctl is None: return (yield)
     before = ctypes.c_int()
@@ -484,12 +488,13 @@ def library_versions() -> dict: # name -> version
 
 # %% ../../nbs/11_energy.meter.ipynb #e072
 def machine_lock(
-    path:Path=Path(tempfile.gettempdir())/'pareto_energy-meter.lock', # the same for all processes of the machine
+    path:Path|None=None, # the same for all processes of the machine; None: `PARETO_ENERGY_LOCK`, or one in the temporary folder
 ): # a context manager, which releases the lock
     """Take the lock of this machine's meter.
 
     Raises: `RuntimeError` where another process has it."""
     from filelock import FileLock, Timeout
+    path = path or os.environ.get('PARETO_ENERGY_LOCK') or Path(tempfile.gettempdir())/'pareto_energy-meter.lock'
     lock = FileLock(str(path), mode=0o666)
     try: return lock.acquire(timeout=0)
     except Timeout as e:

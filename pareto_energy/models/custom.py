@@ -6,10 +6,12 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import inspect, math, os, random, sys, time, warnings
+import ast, hashlib, inspect, math, os, random, sys, sysconfig, textwrap, time, warnings
 from contextlib import contextmanager
-from functools import cache
-from types import GeneratorType
+from dataclasses import is_dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import CodeType, GeneratorType, ModuleType
 import numpy as np
 import torch
 from ..energy.meter import Meter
@@ -27,16 +29,112 @@ def check_loop(
     if not callable(train): raise ValueError(f'train must be a function of a configuration, not {train!r}.')
     first, *rest = inspect.signature(train).parameters.values() or [None]
     if first is None:
-        raise ValueError(f'{train.__name__} takes no argument: its first one must be the configuration, a dict.')
+        raise ValueError(f'{loop_name(train)} takes no argument: its first one must be the configuration, a dict.')
     unknown = [p.name for p in rest if p.name not in _LOOP_ARGUMENTS and _is_required(p)]
     if unknown:
         raise ValueError(
-            f"{train.__name__} wants {', '.join(unknown)}, but a study offers {', '.join(_LOOP_ARGUMENTS)}, "
+            f"{loop_name(train)} wants {', '.join(unknown)}, but a study offers {', '.join(_LOOP_ARGUMENTS)}, "
             'by these names: give the others a default, or take them from around the function.')
+
+def loop_name(train) -> str:
+    "The name of a loop; of a partial or an object that is called, that of its function or class."
+    named = train.func if isinstance(train, partial) else train
+    return getattr(named, '__name__', type(named).__name__)
 
 def _is_required(parameter):
     return parameter.default is parameter.empty and parameter.kind not in (
         parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+
+# %% ../../nbs/25_models.custom.ipynb #n01
+_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove'}
+
+def syntax_of(function):
+    "The syntax tree of a function, without comments and layout; None where its source is not known."
+    try: return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError): return None
+
+def _is_use(node): # of a name whose value the function changes itself
+    if isinstance(node, ast.Attribute): return node.attr in _MUTATORS
+    return isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del))
+
+def _changed_names(tree):
+    "Names of containers that a function changes."
+    return {n.value.id for n in ast.walk(tree) if _is_use(n) and isinstance(n.value, ast.Name)}
+
+def _names_of_code(code):
+    "Global names that a function uses, and those of the functions inside it."
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return {*code.co_names}.union(*map(_names_of_code, inner))
+
+def surroundings(function, tree):
+    "Name -> value around a function that it uses, without what it changes itself."
+    closure = inspect.getclosurevars(function).nonlocals
+    names = _names_of_code(function.__code__)
+    used = {n: v for n, v in function.__globals__.items() if n in names and not isinstance(v, ModuleType)}
+    defaults = {f'default {i}': v for i, v in enumerate(function.__defaults__ or ())} | (function.__kwdefaults__ or {})
+    changed = _changed_names(tree) if tree else set()
+    return {n: v for n, v in (used | closure | defaults).items() if n not in changed}
+
+# %% ../../nbs/25_models.custom.ipynb #n03
+def _describe_array(array):
+    content = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
+    return str(array.dtype), array.shape, content
+
+def _describe_table(table): # of pandas
+    import pandas as pd
+    hashes = pd.util.hash_pandas_object(table, index=True).to_numpy()
+    columns = table.columns if hasattr(table, 'columns') else [table.name]
+    return [*map(str, columns)], _describe_array(hashes)
+
+def _describe_value(value, seen=()):
+    "A value as nested lists of strings; of an object that is no data, its type."
+    if isinstance(value, (str, bytes, int, float, complex, bool, np.generic, type(None))): return repr(value)
+    if id(value) in seen: return 'itself'
+    inside = partial(_describe_value, seen=(*seen, id(value)))
+    if isinstance(value, torch.Tensor): value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object: return _describe_array(value)
+    if type(value).__module__.partition('.')[0] == 'pandas' and hasattr(value, 'index'): return _describe_table(value)
+    if isinstance(value, partial): return 'partial', inside(value.func), inside(value.args), inside(value.keywords)
+    if hasattr(value, '__wrapped__'): return inside(value.__wrapped__)
+    if inspect.ismethod(value): return inside(value.__func__), inside(value.__self__)
+    if inspect.isfunction(value) or inspect.isclass(value): return _describe_code(value, inside)
+    if isinstance(value, dict): return [(repr(k), inside(v)) for k, v in value.items()]
+    if isinstance(value, (list, tuple, np.ndarray)): return [inside(v) for v in value]
+    if isinstance(value, (set, frozenset)): return sorted(map(repr, value))
+    return _describe_object(value, inside)
+
+def _describe_object(value, inside):
+    parts = vars(value) if hasattr(value, '__dict__') else {}
+    is_data = lambda v: isinstance(v, (np.ndarray, torch.Tensor)) or hasattr(v, '__getitem__') and hasattr(v, '__dict__')
+    described = {k: inside(v) for k, v in parts.items() if is_data(v) or is_dataclass(value) or isinstance(v, tuple)}
+    return inside(type(value)), sorted(described.items())
+
+def _is_library(value):
+    "Does a function or a class come with Python or this package, or was it installed?"
+    if value.__module__ == '__main__': return False
+    file = getattr(sys.modules.get(value.__module__), '__file__', None)
+    if file is None: return not inspect.isfunction(value)
+    if value.__module__.startswith('pareto_energy.'): return True
+    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
+
+def _bytecode(code):
+    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code.hex(), constants, code.co_names
+
+def _describe_code(value, inside): # a function or a class; of a library its name, and what a function has around it
+    name, tree = f'{value.__module__}.{value.__qualname__}', syntax_of(value)
+    if inspect.isclass(value): return name if _is_library(value) or not tree else ast.dump(tree)
+    source = name if _is_library(value) else ast.dump(tree) if tree else _bytecode(value.__code__)
+    around = inspect.getclosurevars(value).nonlocals if _is_library(value) else surroundings(value, tree)
+    return source, [(n, inside(v)) for n, v in sorted(around.items())]
+
+def fingerprint(
+    train, # a loop
+    version:str|None=None, # of your own, which replaces source and data
+) -> str: # 16 letters
+    "What a loop is: its source, and the values and data that it uses."
+    described = ('version', version) if version is not None else _describe_value(train)
+    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/25_models.custom.ipynb #r01
 class StopTraining(BaseException):
@@ -114,8 +212,10 @@ class Report:
         test:bool=False, # is that of the test part, at the end?
         stopping_rule:StoppingRule=None, # ends a run that is evaluated
         stop_after:int|None=None, # reports, after which the run ends
+        sign:int=1, # of what is reported in the utility: -1 where lower values are better
     ):
         self.window = window
+        self.sign = sign
         self.progress = ReportedEpochs(epochs, stop_after)
         self.evaluate = evaluate
         self.test = test
@@ -154,8 +254,8 @@ class Report:
         if self.times_stopped: self._stop()
         number = self.progress.check(epoch)
         self.end_epoch(number - self.progress.last)
-        if self.evaluate: self.utilities.append(_parse_utility(utility))
-        if self.test and test is not None: self.test_utility = _parse_utility(test, 'test utility')
+        if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
+        if self.test and test is not None: self.test_utility = self.sign*_parse_utility(test, 'test utility')
         self.progress.add(number, is_named=epoch is not None)
         self.predictor = Predictor(*predict) if predict else None
         self.window.exclude(ends_lap=True)
@@ -253,6 +353,7 @@ class LoopTrainer(Trainer):
         seed:int,
         test:bool=False, # is the test part read?
         threads:int=1, # of the CPU
+        sign:int=1, # as in `Report`
     ):
         self.train = train
         self.configuration = configuration
@@ -260,6 +361,7 @@ class LoopTrainer(Trainer):
         self.seed = seed
         self.test = test
         self.threads = threads
+        self.sign = sign
 
     def warm_up(self, window):
         "Run the loop until its first report."
@@ -271,7 +373,8 @@ class LoopTrainer(Trainer):
         window.laps.clear()
 
     def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
-        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule, stop_after=stop_after)
+        report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule,
+            stop_after=stop_after, sign=self.sign)
         try: _run_loop(self.train, self.configuration, self.seed, report)
         except FloatingPointError as e:
             self._fail(report)
@@ -281,11 +384,16 @@ class LoopTrainer(Trainer):
             self._fail(report)
             raise
         finally:
-            if evaluate and report.progress.are_named: self.epochs = report.epochs
+            if evaluate: self._note_epochs(report)
         if not evaluate and len(report.epochs) != stop_after:
             raise ValueError(f'the run ended after {len(report.epochs)} reports, and after {stop_after} before: '
                 'the same seed must give the same run')
         return report, report.utilities
+
+    def _note_epochs(self, report):
+        if report.progress.are_named: self.epochs = report.epochs
+        counts = 'epochs' in inspect.signature(self.train).parameters and not report.progress.are_named
+        self.ended_early = counts and not report.times_stopped and 0 < len(report.epochs) < self.max_epochs
 
     def _fail(self, report): self.failed_epoch = math.floor(report.progress.last) + 1
 
@@ -303,40 +411,69 @@ def train_loop(
     threads:int=1, # of the CPU
     device=None, # unused: the loop decides
     utility=None, # unused: the loop reports it
+    sign:int=1, # of what the loop reports in the utility: -1 where lower values are better
     **settings, # as in `models.run.RunSettings`; a run is read once by default
 ) -> Run:
     """Train by a loop of your own, and keep its whole trajectory.
 
     Raises: `TrainingFailed` where the loop raises an exception, and `MeterError` where the meter does."""
     settings = RunSettings(**{'repeats': 1, **settings})
-    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads)
+    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads, sign=sign)
     with limit_threads(threads): return run_trainer(trainer, epochs, meter, settings)
 
 # %% ../../nbs/25_models.custom.ipynb #k01
 def sklearn_loop(
     make, # an estimator's class, or a function of the configuration's names that returns an estimator
-    train:tuple, # features and targets
+    train:tuple, # features, and where the estimator wants them targets and sample weights
     validation:tuple, # the same, for the utility
     test:tuple=None, # the same, for the reported front
-    scorer=None, # function of estimator, features and targets; by default the estimator's own score
+    scorer=None, # function of estimator and the parts of such a tuple; by default the estimator's own score
 ): # a loop
-    "The loop of a scikit-learn estimator."
-    score = scorer or (lambda model, X, y: model.score(X, y))
+    """The loop of a scikit-learn estimator.
+
+    Raises: `ValueError` where the parts of the data do not fit together, or the estimator has no score."""
+    for part in (train, validation, test): _check_part(part)
+    score = scorer or _own_score
     def loop(configuration, seed):
         model = _make_estimator(make, configuration, seed)
+        if not scorer and not hasattr(model, 'score'):
+            raise ValueError(f'{type(model).__name__} has no score: give sklearn_loop a scorer.')
         test_score = test and (lambda: score(model, *test))
         predict = (lambda: model.predict(validation[0])), len(validation[0])
         result = (lambda: score(model, *validation)), test_score, predict
-        if not hasattr(model, 'partial_fit'):
-            model.fit(*train)
+        weights = _weights_argument(model, train)
+        if not _learns_by_epochs(model, train):
+            model.fit(*train[:2], **weights)
             yield result
             return
-        classes = _classes_argument(model, train[1])
+        classes = _classes_argument(model, train[1]) if len(train) > 1 else {}
         while True:
-            model.partial_fit(*train, **classes)
+            model.partial_fit(*train[:2], **classes, **weights)
             yield result
     loop.__qualname__ = loop.__name__ = getattr(make, '__name__', 'estimator')
     return loop
+
+def _check_part(part):
+    "Refuse data that is no tuple of arrays of one length."
+    if part is None: return
+    lengths = [len(values) for values in part] if isinstance(part, tuple) else []
+    if not 1 <= len(lengths) <= 3 or len(set(lengths)) > 1:
+        raise ValueError('Each part of the data is a tuple of features, targets and sample weights of one length, of which '
+            f'the last two may be missing; found {f"lengths {lengths}" if lengths else type(part).__name__}.')
+
+def _own_score(model, X, y=None, sample_weight=None):
+    return model.score(X, y) if sample_weight is None else model.score(X, y, sample_weight=sample_weight)
+
+def _weights_argument(model, train):
+    "The sample weights, where there are some."
+    if len(train) < 3: return {}
+    if 'sample_weight' in inspect.signature(model.fit).parameters: return dict(sample_weight=train[2])
+    raise ValueError(f'{type(model).__name__} takes no sample_weight: leave the weights out of train.')
+
+def _learns_by_epochs(model, train):
+    "Has it `partial_fit`, and for targets such as these? Classifiers do not for several labels."
+    several_labels = len(train) > 1 and np.ndim(train[1]) > 1 and hasattr(model, 'predict_proba')
+    return hasattr(model, 'partial_fit') and not several_labels
 
 def _make_estimator(make, configuration, seed):
     has_seed = 'random_state' in inspect.signature(make).parameters
@@ -405,7 +542,7 @@ class _TrainerReports:
         if control.should_evaluate: self.report.end_epoch()
 
     def evaluate(self, state, metrics):
-        if state.global_step == self.steps_reported: return # nothing was trained since
+        if state.global_step == self.steps_reported: return self.report.window.exclude() # nothing was trained since
         self.report.end_epoch()
         if self.metric not in metrics:
             self.evaluated |= metrics

@@ -6,7 +6,7 @@
 __all__ = ['Dataset', 'describe_data', 'load_dataset']
 
 # %% ../../nbs/20_models.data.ipynb #imp
-import gzip, hashlib, io, math, os, re, tarfile, zipfile, zlib
+import gzip, hashlib, io, math, os, re, tarfile, zipfile, zlib, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
@@ -104,6 +104,9 @@ def _standardise(values, train):
     "Mean 0 and standard deviation 1 on the training part, whose indices are `train`, as float32."
     return ((values - values[train].mean())/values[train].std()).astype(np.float32)
 
+def _is_mixed(column): # numbers among text
+    return column.dtype == object and not column.dropna().map(lambda v: isinstance(v, str)).all()
+
 def _encode_table(frame, train):
     """Numbers standardised, categories one-hot, as float32 (n, columns).
 
@@ -114,6 +117,7 @@ def _encode_table(frame, train):
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
     numbers = make_pipeline(SimpleImputer(strategy='median'), StandardScaler())
     one_hot = OneHotEncoder(handle_unknown='ignore', sparse_output=False)
+    frame = frame.assign(**{c: frame[c].map(str, na_action='ignore') for c in frame if _is_mixed(frame[c])})
     encoder = make_column_transformer(
         (numbers, make_column_selector(dtype_include='number')),
         (one_hot, make_column_selector(dtype_exclude='number')))
@@ -138,7 +142,7 @@ def _encode_text(texts, train, max_vocabulary=4000):
 def cache_folder() -> Path:
     "Where downloaded files are kept."
     import pooch
-    return Path(os.environ.get('PARETO_ENERGY_CACHE') or pooch.os_cache('pareto_energy'))
+    return Path(os.environ.get('PARETO_ENERGY_CACHE') or pooch.os_cache('pareto_energy')).expanduser().absolute()
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -384,13 +388,29 @@ def _fetch_openml(name):
 def _openml(name):
     "Card, features, targets, and what the split needs, of a table of OpenML."
     bunch = _fetch_openml(name)
-    target, details = bunch.target, bunch.details
-    is_regression = target.dtype.kind == 'f' and target.nunique() > 20
+    rows, target = _rows_with_target(name, bunch.data, _only_target(name, bunch.target))
+    details, is_regression = bunch.details, target.dtype.kind in 'iuf' and target.nunique() > 20
     card = Card(
         'table', 'regression' if is_regression else 'classification', '60/20/20' if is_regression else _STRATA,
         str(details.get('licence', 'not stated')), f"OpenML {name.partition(':')[2]}: {details['name']}", None)
-    targets = target.to_numpy() if is_regression else np.unique(target.astype(str), return_inverse=True)[1]
-    return card, bunch.data, targets, {}
+    targets = target.to_numpy(float) if is_regression else np.unique(target.astype(str), return_inverse=True)[1]
+    return card, rows, targets, {}
+
+def _only_target(name, target):
+    "The one target of a table; refuse a table that has none, or several."
+    found = [] if target is None else [target] if target.ndim == 1 else [target[c] for c in target]
+    if len(found) == 1: return found[0]
+    which = f"{len(found)} targets ({', '.join(str(t.name) for t in found)})" if found else 'no target'
+    raise ValueError(f'{name} has {which} on OpenML, and a study needs one: choose a version of the table that has one.')
+
+def _rows_with_target(name, rows, target):
+    "Leave out rows without a target, and say so; refuse a target that is the same in all."
+    known = target.notna()
+    if not known.all():
+        warnings.warn(f'{name}: {int((~known).sum())} of {len(target)} rows have no {target.name} and are left out.')
+    if target.nunique() < 2:
+        raise ValueError(f'The target {target.name} of {name} is the same in all rows: there is nothing to learn.')
+    return rows[known].reset_index(drop=True), target[known].reset_index(drop=True)
 
 # %% ../../nbs/20_models.data.ipynb #c36
 def check_dataset_name(

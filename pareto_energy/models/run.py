@@ -38,6 +38,7 @@ class Run:
     max_epochs: int # that the trainer was handed; a run may be shorter
     epochs: list|None = None # that the utilities belong to; None: 1, 2, …
     diverged: str|None = None # why the training went no further, where its loss or utility became infinite or nan
+    ended_early: bool = False # by itself, with fewer reports than epochs, none of which names its epoch
 
 # %% ../../nbs/23_models.run.ipynb #set
 @dataclass
@@ -196,6 +197,7 @@ class Trainer:
     epoch_flops = None # floating-point operations of an epoch, where they are known
     failed_epoch = None # epoch of a failure, where the laps do not show it
     epochs = None # of the utilities of the first run, where they are not 1, 2, …
+    ended_early = False # did the first run end by itself, with reports whose epochs were counted?
 
     def warm_up(self,
         window, # of a meter
@@ -229,6 +231,23 @@ class Trainer:
     ) -> int|None:
         "Number of trainable parameters, where it is known."
 
+# %% ../../nbs/23_models.run.ipynb #g02
+def _gpu_bytes() -> dict: # GPU -> bytes that this process has taken on it so far
+    "What torch has allocated on each GPU; empty where it has used none."
+    if not torch.cuda.is_initialized(): return {}
+    allocated = 'allocated_bytes.all.allocated'
+    return {f'cuda:{i}': torch.cuda.memory_stats(i).get(allocated, 0) for i in range(torch.cuda.device_count())}
+
+def _check_gpus(before, read):
+    """Refuse a run on GPUs whose joules nobody reads.
+
+    Raises: `MeterError` that names them."""
+    used = {gpu for gpu, n in _gpu_bytes().items() if n > before.get(gpu, 0)}
+    if read is None or used <= read: return
+    device = 'one of them as device, and train on that one alone' if len(used) > 1 else f"device='{min(used)}'"
+    reads = f'the GPU {min(read)}' if read else 'no GPU'
+    raise MeterError(f"The training uses {' and '.join(sorted(used))}, but the meter reads {reads}: give {device}.")
+
 # %% ../../nbs/23_models.run.ipynb #r01
 MIN_UPDATES = 3 # of the counter, within all repeats of a run
 
@@ -251,6 +270,7 @@ class Repeats:
         self.laps = [] # of all repeats
         self.laps_per_run = 1 if trainer.one_lap else epochs
         self.before = system_snapshot()
+        self.gpu_bytes = _gpu_bytes()
 
     def until_precise(self,
         window, # of a meter
@@ -273,6 +293,7 @@ class Repeats:
         laps_before = window.count
         model = self._repeat(window) if self.utilities else self._first_run(window)
         if not self.trainer.one_lap: self.laps_per_run = len(self.utilities)
+        _check_gpus(self.gpu_bytes, window.meter.gpus)
         laps = window.count - laps_before
         if laps != self.laps_per_run:
             raise RuntimeError(f'the run has {laps} stretches of training for {self.laps_per_run} utilities')
@@ -342,7 +363,7 @@ def build_run(
         sources=total.sources, parts={c: p.joules for c, p in mean.parts.items()}, inference=inference or {},
         stopping_joules=math.fsum(repeats.stopping_rule.joules),
         interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
-        epochs=repeats.trainer.epochs, diverged=repeats.diverged)
+        epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early)
 
 # %% ../../nbs/23_models.run.ipynb #r03
 def run_trainer(

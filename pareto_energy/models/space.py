@@ -6,7 +6,7 @@
 __all__ = ['Float', 'Int', 'Categorical', 'Ordinal', 'Space', 'from_unit', 'centre_config', 'sobol_points', 'restrict']
 
 # %% ../../nbs/21_models.space.ipynb #imp
-import math
+import enum, json, math
 from dataclasses import dataclass, replace
 import numpy as np
 from ..core import lookup
@@ -24,12 +24,17 @@ def _check_range(p, positive):
         raise ValueError(f"The logarithmic range [{p.low}, {p.high}] must start above 0.")
 
 def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _python_number(value): return value.item() if isinstance(value, np.generic) else value
 
 # %% ../../nbs/21_models.space.ipynb #c07
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
     "What a search may choose."
     system: bool = False # changes the joules of a run, never its utility
+
+    def restore(self, value):
+        "The value that a recorded one stands for."
+        return value
 
 # %% ../../nbs/21_models.space.ipynb #c07b
 @dataclass(frozen=True)
@@ -39,7 +44,10 @@ class Float(Parameter):
     high: float
     log: bool = False # spread evenly over orders of magnitude
 
-    def __post_init__(self): _check_range(self, self.log)
+    def __post_init__(self):
+        for end in ('low', 'high'): object.__setattr__(self, end, _python_number(getattr(self, end)))
+        _check_range(self, self.log)
+
     def _scale(self, value): return math.log(value) if self.log else value
     def encode(self, value): return (self._scale(value) - self._scale(self.low))/(self._scale(self.high) - self._scale(self.low))
 
@@ -48,6 +56,8 @@ class Float(Parameter):
         return min(max(math.exp(value) if self.log else value, self.low), self.high)
 
 # %% ../../nbs/21_models.space.ipynb #c08
+_MAX_LEVELS = 512 # whole numbers that a search chooses from
+
 @dataclass(frozen=True)
 class Int(Float):
     "A whole number in [low, high]."
@@ -57,38 +67,91 @@ class Int(Float):
             raise ValueError(f"The range [{self.low}, {self.high}] of whole numbers needs whole ends.")
 
     @property
-    def levels(self): return [self.encode(v) for v in range(self.low, self.high + 1)]
+    def levels(self): # encoded whole numbers; of many, some that are evenly spaced
+        if self.high - self.low < _MAX_LEVELS: return [self.encode(v) for v in range(self.low, self.high + 1)]
+        return [self.encode(v) for v in sorted({self.decode(u) for u in np.linspace(0, 1, _MAX_LEVELS)})]
+
     def decode(self, u): return round(super().decode(u))
+
+# %% ../../nbs/21_models.space.ipynb #v01
+def record_value(value):
+    """A value as a log keeps it.
+
+    Raises: `ValueError` for a value that has no record."""
+    if isinstance(value, enum.Enum): return f'{type(value).__name__}.{value.name}'
+    value = _python_number(value)
+    if isinstance(value, float) and not math.isfinite(value): return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)): return value
+    if isinstance(value, (list, tuple)): return [record_value(v) for v in value]
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {k: record_value(v) for k, v in value.items()}
+    name = getattr(value, '__qualname__', '<')
+    if '<' not in name: return f'{value.__module__}.{name}'
+    raise ValueError(f'{value!r} has no record that a log could keep: give it a name (a string), and let the loop look it up. '
+        'Options are a list.')
+
+def _record_named(name, value):
+    try: return record_value(value)
+    except ValueError as e: raise ValueError(f'{name}: {e}') from e
 
 # %% ../../nbs/21_models.space.ipynb #c09
 @dataclass(frozen=True)
-class Categorical(Parameter):
-    "One of several unordered options."
+class _Options(Parameter):
+    "One of several options, as they are recorded: see `record_value`."
     options: tuple
 
     def __post_init__(self):
         object.__setattr__(self, 'options', tuple(self.options))
-        if len(set(self.options)) < max(2, len(self.options)):
+        object.__setattr__(self, 'recorded', [record_value(o) for o in self.options])
+        object.__setattr__(self, '_keys', [_option_key(r) for r in self.recorded])
+
+    def index_of(self, value) -> int|None: # None where it is no option
+        "The place of an option, or of its record; numbers may differ by rounding."
+        try: key = _option_key(record_value(value))
+        except ValueError: return None
+        if key in self._keys: return self._keys.index(key)
+        if not isinstance(key, float): return None
+        return next((i for i, k in enumerate(self._keys) if isinstance(k, float) and math.isclose(k, key)), None)
+
+    def _index(self, value):
+        index = self.index_of(value)
+        if index is None: lookup(value, self.recorded, 'option')
+        return index
+
+    def restore(self, value):
+        "The option that a recorded one stands for."
+        return self.options[self._index(value)]
+
+def _option_key(recorded): # what tells options apart
+    if isinstance(recorded, bool): return 'bool', recorded
+    if isinstance(recorded, (int, float)): return float(recorded)
+    return json.dumps(recorded) if isinstance(recorded, (list, dict)) else recorded
+
+@dataclass(frozen=True)
+class Categorical(_Options):
+    "One of several unordered options."
+    def __post_init__(self):
+        super().__post_init__()
+        if len(set(self._keys)) < max(2, len(self._keys)):
             raise ValueError(f"The choice {list(self.options)} needs at least two different options.")
 
-    def encode(self, value): return float(self.options.index(lookup(value, self.options, 'option')))
-    def decode(self, u): return self.options[round(u)]
+    def encode(self, value): return float(self._index(value))
+    def decode(self, u): return self.recorded[round(u)]
 
 # %% ../../nbs/21_models.space.ipynb #o01
 @dataclass(frozen=True)
-class Ordinal(Parameter):
+class Ordinal(_Options):
     "One of several numbers, evenly spaced in their order."
-    options: tuple
-
     def __post_init__(self):
-        object.__setattr__(self, 'options', tuple(self.options))
-        if len(self.options) < 2 or list(self.options) != sorted(set(self.options)):
+        super().__post_init__()
+        numbers = self.recorded
+        if not all(map(_is_number, numbers)) or len(numbers) < 2 or numbers != sorted(set(numbers)):
             raise ValueError(f"{list(self.options)} must be at least two different numbers, the least first.")
 
     @property
     def levels(self): return [i/(len(self.options) - 1) for i in range(len(self.options))]
-    def encode(self, value): return self.levels[self.options.index(lookup(value, self.options, 'option'))]
-    def decode(self, u): return self.options[round(u*(len(self.options) - 1))]
+    def encode(self, value): return self.levels[self._index(value)]
+    def decode(self, u): return self.recorded[round(u*(len(self.options) - 1))]
 
 # %% ../../nbs/21_models.space.ipynb #c13
 class Space(dict):
@@ -99,7 +162,8 @@ class Space(dict):
         **more, # further parameters
     ):
         super().__init__(parameters, **more)
-        self.fixed = dict(fixed or {})
+        self.fixed_values = dict(fixed or {})
+        self.fixed = {name: _record_named(name, value) for name, value in self.fixed_values.items()}
 
     def encode(self, configuration:dict) -> np.ndarray: # (d,)
         "The point of a configuration."
@@ -112,6 +176,10 @@ class Space(dict):
     def decode(self, point) -> dict:
         "The configuration at a point."
         return {name: p.decode(float(u)) for (name, p), u in zip(self.items(), point)} | self.fixed
+
+    def restore(self, configuration:dict) -> dict:
+        "The values that a recorded configuration stands for, as a training loop wants them."
+        return {name: self[name].restore(configuration[name]) for name in self} | self.fixed_values
 
     @property
     def upper(self): # (d,) upper corner of the encoded space; the lower one is 0
@@ -172,8 +240,8 @@ def project_config(
 ) -> dict|None: # the nearest configuration of this one; None where there is none
     "A configuration of another space."
     def nearest(p, value):
-        if isinstance(p, Categorical): return value if value in p.options else None
-        if isinstance(p, Ordinal): return min(p.options, key=lambda o: abs(o - value))
+        if isinstance(p, Categorical): return None if p.index_of(value) is None else p.recorded[p.index_of(value)]
+        if isinstance(p, Ordinal): return min(p.recorded, key=lambda o: abs(o - value))
         return min(max(value, p.low), p.high)
     found = {name: nearest(p, configuration[name]) for name, p in space.items() if name in configuration}
     return found | space.fixed if len(found) == len(space) and None not in found.values() else None
@@ -188,24 +256,24 @@ def restrict(
     """Replace ranges of a space, or fix its parameters.
 
     Raises: `ValueError` where a parameter does not exist, a range does not fit, or nothing is left to search."""
-    new = Space(space, space.fixed)
+    new = Space(space, space.fixed_values)
     for name, values in ranges.items():
         p = lookup(name, space, 'hyper-parameter')
         if isinstance(values, (list, tuple)): new[name] = _restrict_parameter(name, p, values)
         else:
-            new.fixed[name] = _one_value(name, p, values)
+            new.fixed[name] = new.fixed_values[name] = _one_value(name, p, values)
             del new[name]
     if not new: raise ValueError(f'Every hyper-parameter {_NOTHING_TO_SEARCH}')
     return new
 
 def _restrict_parameter(name, p, values):
-    if isinstance(p, (Categorical, Ordinal)):
+    if isinstance(p, _Options):
         return replace(p, options=[lookup(v, p.options, f'option of {name}') for v in values])
     if len(values) != 2: raise ValueError(f"The range of {name} needs a lower and an upper end, not {values}.")
     return replace(p, low=values[0], high=values[1])
 
 def _one_value(name, p, value):
-    if isinstance(p, (Categorical, Ordinal)): return lookup(value, p.options, f'option of {name}')
+    if isinstance(p, _Options): return lookup(value, p.options, f'option of {name}')
     is_finite = _is_number(value) and math.isfinite(value)
     if not is_finite or (isinstance(p, Int) and value != int(value)):
         kind = 'whole number' if isinstance(p, Int) else 'number'
@@ -221,19 +289,22 @@ def parse_parameter(
 
     Raises: `ValueError` where the range is none."""
     if isinstance(values, Parameter): return values
-    try: return _parse_options(values) if isinstance(values, list) else _parse_range(values)
+    try: return _parse_range(values) if isinstance(values, tuple) else _parse_options(list(values))
     except ValueError as e: raise ValueError(f'{name}: {e}') from e
 
 def _parse_options(values):
+    values = [*map(_python_number, values)]
     is_ordered = all(map(_is_number, values)) and values == sorted(set(values))
     return Ordinal(values) if is_ordered else Categorical(values)
 
 def _parse_range(values):
-    low, high, *log = values
-    if log not in ([], ['log']):
-        raise ValueError(f"{tuple(values)} has more than two ends: write (low, high), or (low, high, 'log').")
+    if len(values) not in (2, 3) or values[2:] not in ((), ('log',)):
+        raise ValueError(f"{values} is no range: write (low, high), or (low, high, 'log'). Options are a list.")
+    low, high, log = *map(_python_number, values[:2]), values[2:]
     kind = Int if isinstance(low, int) and isinstance(high, int) else Float
     return kind(low, high, log=bool(log))
+
+_SEARCHED = (list, tuple, range, np.ndarray, Parameter)
 
 def parse_space(
     parameters:dict, # name -> as in `parse_parameter`, or one value
@@ -245,7 +316,7 @@ def parse_space(
     if not isinstance(parameters, dict):
         raise ValueError(
             f"A space is a dict of parameters, as in dict(lr=(1e-4, 1e-1, 'log')), not {parameters!r}.")
-    searched = {k: v for k, v in parameters.items() if isinstance(v, (list, tuple, Parameter))}
+    searched = {k: v for k, v in parameters.items() if isinstance(v, _SEARCHED)}
     fixed = {k: v for k, v in parameters.items() if k not in searched}
     if not searched: raise ValueError(f'Every parameter {_NOTHING_TO_SEARCH}')
     return Space({k: parse_parameter(v, k) for k, v in searched.items()}, fixed)
@@ -265,5 +336,16 @@ def _describe_kind(p):
     return ', '.join(words)
 
 def _describe_range(p):
-    if isinstance(p, (Categorical, Ordinal)): return ', '.join(map(str, p.options))
+    if isinstance(p, _Options): return ', '.join(map(str, p.recorded))
     return f'{p.low:g} to {p.high:g}'
+
+# %% ../../nbs/21_models.space.ipynb #c19r
+def record_space(
+    space:Space,
+) -> dict: # name -> kind, and its ends, its options or its value
+    "A space as the record of a study keeps it, to the last digit."
+    def record(p):
+        if isinstance(p, _Options): return dict(kind=_describe_kind(p), options=p.recorded)
+        return dict(kind=_describe_kind(p), low=p.low, high=p.high)
+    fixed = {name: dict(kind='fixed', value=value) for name, value in space.fixed.items()}
+    return {name: record(p) for name, p in space.items()} | fixed

@@ -83,7 +83,7 @@ def as_distributions(
     "A space as Optuna's distributions."
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     def distribution(p):
-        if isinstance(p, (Categorical, Ordinal)): return CategoricalDistribution(p.options)
+        if isinstance(p, (Categorical, Ordinal)): return CategoricalDistribution(p.recorded)
         kind = IntDistribution if isinstance(p, Int) else FloatDistribution
         return kind(p.low, p.high, log=p.log)
     return {name: distribution(p) for name, p in space.items()}
@@ -130,7 +130,7 @@ def to_optuna(
 def _to_ax_parameter(name, p):
     from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
     if isinstance(p, (Categorical, Ordinal)):
-        return ChoiceParameterConfig(name=name, values=list(p.options), parameter_type=type(p.options[0]).__name__,
+        return ChoiceParameterConfig(name=name, values=p.recorded, parameter_type=type(p.recorded[0]).__name__,
             is_ordered=isinstance(p, Ordinal))
     return RangeParameterConfig(name=name, bounds=(p.low, p.high),
         parameter_type='int' if isinstance(p, Int) else 'float', scaling='log' if p.log else 'linear')

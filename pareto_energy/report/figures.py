@@ -14,7 +14,7 @@ import altair as alt
 import pandas as pd
 from ..core import log_axis, write_text
 from ..front.pareto import pareto_front, beats_reference, trajectory_points
-from .tables import savings
+from .tables import MetricScale, metric_scale, savings
 
 # %% ../../nbs/64_report.figures.ipynb #c07
 def energy_axis(
@@ -84,15 +84,28 @@ def step_chart(
 # %% ../../nbs/64_report.figures.ipynb #c10
 def _intervals(table):
     "The test means as points, with the ends of their intervals inside the axes."
-    return table[table.on_front].assign(utility=table.test, low=(table.test - table.test_ci).clip(lower=0),
-        high=(table.test + table.test_ci).clip(upper=1),
+    low, high = table.test - table.test_ci, table.test + table.test_ci
+    shares = table.get('unit', pd.Series('%', table.index)) == '%'
+    return table[table.on_front].assign(utility=table.test, low=low.where(~shares, low.clip(lower=0)),
+        high=high.where(~shares, high.clip(upper=1)),
         less=(table.joules - table.joules_ci).clip(lower=table.joules/1.2), more=table.joules + table.joules_ci)
+
+def utility_axis(
+    scale:MetricScale,
+) -> alt.Y: # of the values of the metric
+    "The axis of a metric, better values at the top."
+    share = scale.unit == '%'
+    return alt.Y('utility:Q', title=scale.name if share else scale.title,
+        scale=alt.Scale(zero=False, reverse=scale.sign < 0) if scale.sign < 0 else alt.Scale(zero=False),
+        axis=alt.Axis(format='.0%' if share else '~g', tickCount=6))
 
 def _front_panel(fronts, retrained, families, label):
     "Fronts and retrained points of one dataset."
+    scale = metric_scale(retrained)
+    fronts = fronts.assign(utility=scale.sign*fronts.utility)
+    retrained = retrained.assign(**{c: scale.sign*retrained[c] for c in ('utility', 'low', 'high')})
     x = energy_axis([*fronts.joules, *retrained.joules], label)
-    y = alt.Y('utility:Q', title=retrained.metric.iloc[0], scale=alt.Scale(zero=False),
-        axis=alt.Axis(format='.0%', tickCount=6))
+    y = utility_axis(scale)
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     stairs, marks = alt.Chart(fronts).encode(x, y, colour), alt.Chart(retrained).encode(x, y, colour)
     return alt.layer(stairs.mark_line(interpolate='step-after', strokeWidth=1.2),
@@ -124,7 +137,8 @@ def plot_savings(
     s = s.assign(low=s.given_up - s.given_up_ci, high=s.given_up + s.given_up_ci, less=s.saved - s.saved_ci,
         more=s.saved + s.saved_ci)
     colour, shape = _channels('dataset', table.dataset.unique(), alt.Color, alt.Shape)
-    base = alt.Chart(s).encode(alt.X('given_up:Q', title='points given up'),
+    losses = {metric_scale(t).losses for _, t in table.groupby('dataset')}
+    base = alt.Chart(s).encode(alt.X('given_up:Q', title=f"{losses.pop() if len(losses) == 1 else 'utility'} given up"),
         alt.Y('saved:Q', title='energy saved (%)', scale=alt.Scale(zero=False)), colour)
     chart = alt.layer(base.mark_rule().encode(x='low:Q', x2='high:Q'), base.mark_rule().encode(y='less:Q', y2='more:Q'),
         base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape))

@@ -6,6 +6,7 @@
 __all__ = ['study_importances', 'importance_chart', 'importance_sentence', 'partial_dependence', 'proxy_rank_correlation']
 
 # %% ../../nbs/63_report.importance.ipynb #imp
+import json
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -26,6 +27,9 @@ def log_energy_excess(
 # %% ../../nbs/63_report.importance.ipynb #c07
 MAX_TRIALS = 300 # of one table; of more, a sample is taken
 
+def _flat(configuration): # lists and dicts, which are choices, as text
+    return {name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in configuration.items()}
+
 def learning_table(
     trials:list, # of one dataset and family
     seed:int=0, # of the sample, where there are more trials than `MAX_TRIALS`
@@ -35,7 +39,7 @@ def learning_table(
     if len(finished) > MAX_TRIALS:
         sample = np.random.default_rng(seed).choice(len(finished), MAX_TRIALS, replace=False)
         finished = [finished[i] for i in np.sort(sample)]
-    rows = [t.configuration | dict(trial=t.name, epochs=t.epochs[n - 1], utility=t.run['utility'][n - 1],
+    rows = [_flat(t.configuration) | dict(trial=t.name, epochs=t.epochs[n - 1], utility=t.run['utility'][n - 1],
         joules=t.run['joules'][n - 1]) for t in finished for n in epoch_grid(len(t.epochs), 5)]
     table = pd.DataFrame(rows)
     table = table[[c for c in table if c in ('trial', 'utility', 'joules') or table[c].nunique() > 1]]

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
 from .tables import (
-    ALLOWED_LOSSES, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
-    has_clear_price, knee, on_front, savings, savings_within)
+    allowed_losses, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
+    has_clear_price, knee, metric_scale, on_front, savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
 def drift_sentence(
@@ -46,6 +46,7 @@ def idle_sentence(
 
 # %% ../../nbs/61_report.sentences.ipynb #d06
 _TIME_CORRELATION = .99 # correlation from which energy counts as proportional to time
+_Z95 = 1.96 # half-width of a 95 % interval of Fisher's z, in standard errors
 
 def energy_time_sentence(
     trials:list, # of a study
@@ -57,21 +58,26 @@ def energy_time_sentence(
     if len(set(energy)) == 1 or len(set(time)) == 1:
         return 'Energy or time is the same in all trials: no correlation of energy with time.'
     r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
-    verdict = 'energy is more than time'
-    if r > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
+    low, high = np.tanh(np.arctanh(min(r, 1 - 1e-12)) + np.array([-1, 1])*_Z95/math.sqrt(max(len(runs) - 3, 1e-9)))
+    if low > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
+    elif all(run['sources'].get('cpu') == 'cpu_time' for run in runs):
+        verdict = 'energy is estimated from CPU time here, so the difference says how runs waited, not what power they took'
+    elif high < _TIME_CORRELATION: verdict = 'energy is more than time'
+    else: verdict = 'too few trials to say whether energy is more than time'
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
 
 # %% ../../nbs/61_report.sentences.ipynb #p01
-def _price_clause(row):
+def _price_clause(row, scale):
     interval = f'{format_rounded(row.price_low)} to {format_rounded(row.price_high)}'
-    return f'{format_rounded(row.price)} J ({interval}) a point up to {100*row.test:.1f} %'
+    each = 'a point' if scale.unit == '%' else f"for {scale.unit or '1'} of {scale.name}"
+    return f"{format_rounded(row.price)} J ({interval}) {each} up to {scale.value(row.test, math.nan)}"
 
 def marginal_cost_sentence(
     name:str, # of the dataset
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What a further point costs at the cheap and at the dear end of the front."
-    steps = on_front(table)
+    steps, scale = on_front(table), metric_scale(table)
     priced = steps[has_clear_price(steps)]
     if priced.empty:
         reason = 'gains more than chance'
@@ -79,35 +85,46 @@ def marginal_cost_sentence(
             reason = 'that gains more than chance is clearly dearer than the one before'
         return f'On {name} no step along the front {reason}: no price can be stated.'
     first, last = priced.iloc[0], priced.iloc[-1]
-    if len(priced) == 1: return f'On {name} one step of the front has a price: {_price_clause(first)}.'
+    if len(priced) == 1: return f'On {name} one step of the front has a price: {_price_clause(first, scale)}.'
     ending = '.' if last.price_low > first.price_high else ', though the intervals overlap.'
-    return (f'On {name} accuracy costs {_price_clause(first)}, and {_price_clause(last)}: '
+    return (f'On {name} {scale.name} costs {_price_clause(first, scale)}, and {_price_clause(last, scale)}: '
         f'{format_rounded(last.price/first.price)} times as much{ending}')
 
 # %% ../../nbs/61_report.sentences.ipynb #c20
-def _saving_clause(row):
-    "What a cheaper point saves, hedged where an interval holds zero."
-    saves = (f"{'saves' if row.saved > row.saved_ci else 'may save'} {row.saved:.1f} ± {row.saved_ci:.1f} % of its "
-        "training energy")
+def _saved_share(row):
+    return f'{row.saved:.1f} %' if math.isnan(row.saved_ci) else f'{row.saved:.1f} ± {row.saved_ci:.1f} %'
+
+def _saving_clause(row, scale):
+    "What a cheaper point saves, hedged where an interval holds zero, or there is none."
+    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {_saved_share(row)} of its training energy"
+    model = f'{row.family}, {format_rounded(row.joules)} J'
     if row.given_up > row.given_up_ci:
-        return (f'giving up {row.given_up:.1f} ± {row.given_up_ci:.1f} points ({row.family}, '
-            f'{format_rounded(row.joules)} J) {saves}')
-    return (f"a cheaper one ({row.family}, {format_rounded(row.joules)} J) can't be told from it "
-        f"({-row.given_up:+.1f} ± {row.given_up_ci:.1f} points) and {saves}")
+        return f'giving up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses} ({model}) {saves}'
+    difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
+    return f"a cheaper one ({model}) can't be told from it ({difference} {scale.losses}) and {saves}"
+
+def _seeds_clause(table): # where fresh seeds failed, or ended before their epoch
+    t = on_front(table)
+    if 'seeds' not in t: return ''
+    seeds, shorter = int((t.seeds + t.failed).sum()), int(t.get('shorter', pd.Series(0, t.index)).sum())
+    what = [f'{n} {did}' for n, did in ((int(t.failed.sum()), 'failed'), (shorter, 'ended before')) if n]
+    if what: return f" Its points were trained again with {seeds} fresh seeds, of which {' and '.join(what)}."
+    if (t.seeds == 1).all(): return ' Its points were trained again with one fresh seed each, so nothing says how sure they are.'
+    return ''
 
 def conclusion_sentence(
     name:str, # of the dataset
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
-    s, best, bend = savings(table), on_front(table).iloc[-1], knee(table)
-    first = (f'On {name} the best model found is of family {best.family}, with {best.metric} {100*best.test:.1f} ± '
-        f'{100*best.test_ci:.1f} % at {format_rounded(best.joules)} J')
+    s, best, bend, scale = savings(table), on_front(table).iloc[-1], knee(table), metric_scale(table)
+    first = (f'On {name} the best model found is of family {best.family}, with {scale.name} '
+        f'{scale.value(best.test, best.test_ci)} at {format_rounded(best.joules)} J')
     if s.empty: return f'{first}; no cheaper point stands on the front.'
-    clauses = [first, _saving_clause(s.iloc[-1])]
+    clauses = [first, _saving_clause(s.iloc[-1], scale)]
     if bend is not None and bend.name in s.index[:-1]:
-        clauses.append('at the knee of the front, ' + _saving_clause(s.loc[bend.name]))
-    return '; '.join(clauses) + '.'
+        clauses.append('at the knee of the front, ' + _saving_clause(s.loc[bend.name], scale))
+    return '; '.join(clauses) + '.' + _seeds_clause(table)
 
 # %% ../../nbs/61_report.sentences.ipynb #c20b
 def savings_sentence(
@@ -115,12 +132,13 @@ def savings_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "What half a point, one point and two points save."
-    rows = savings_within(table).drop_duplicates('joules')
+    rows, scale = savings_within(table).drop_duplicates('joules'), metric_scale(table)
+    if len(on_front(table)) == 1: return f'On {name} the front is one point: there is nothing cheaper to compare it with.'
     if rows.empty:
-        return f'On {name} no cheaper point of the front is within {ALLOWED_LOSSES[-1]:g} points of the best.'
-    clause = lambda r: (f'the cheapest within {r.allowed:g} points of it is the {r.family} at '
-        f'{format_rounded(r.joules)} J, which gave up {r.given_up:.1f} ± {r.given_up_ci:.1f} points '
-        f'and saves {r.saved:.1f} ± {r.saved_ci:.1f} %')
+        return f'On {name} no cheaper point of the front is within {allowed_losses(table)[-1]:g} {scale.losses} of the best.'
+    clause = lambda r: (f'the cheapest within {r.allowed:g} {scale.losses} of it is the {r.family} at '
+        f'{format_rounded(r.joules)} J, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
+        f'and saves {_saved_share(r)}')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
@@ -181,6 +199,19 @@ def expected_return_sentence(
             f"{_return_clause(rest, 'the last run was')} when it was planned.")
     return ' '.join(sentences)
 
+# %% ../../nbs/61_report.sentences.ipynb #ee1
+def early_end_sentence(
+    trials:list, # of a study
+) -> str: # empty where no run ended early
+    "Which loops end by themselves while their reports are counted as epochs."
+    finished = [t for t in trials if t.status == 'finished']
+    early = [t for t in finished if t.run.get('ended_early')]
+    if not early: return ''
+    names, longest = ', '.join(sorted({t.family for t in early})), max(t.run['max_epochs'] for t in early)
+    return (f'{len(early)} of {len(finished)} runs ended by themselves before the {longest} epochs that they were handed '
+        f'({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it trains has to say '
+        'which epoch a report belongs to: report(utility, epoch=…).')
+
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def payback_sentence(
     name:str, # of the dataset
@@ -189,11 +220,11 @@ def payback_sentence(
 ) -> str:
     "After how many trainings or predictions the search has paid for itself."
     spent = energy_breakdown([t for t in trials if t.dataset == name]).joules.sum()
-    largest_loss = ALLOWED_LOSSES[-1]
+    largest_loss = allowed_losses(table)[-1]
     within = savings_within(table, (largest_loss,))
     if within.empty:
-        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} points of '
-            'its best model: using that model never recovers the energy of the search.')
+        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} '
+            f'{metric_scale(table).losses} of its best model: using that model never recovers the energy of the search.')
     front = on_front(table)
     best, cheap = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0]
     text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} J '

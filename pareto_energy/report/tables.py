@@ -9,7 +9,7 @@ __all__ = ['retrained_points', 'marginal_costs', 'front_table', 'format_front', 
 # %% ../../nbs/60_report.tables.ipynb #imp
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
@@ -47,12 +47,57 @@ def format_rounded(x:float) -> str:
 
 def format_interval(
     value:float,
-    half_width:float, # of its interval; two of its digits are shown
+    half_width:float, # of its interval; two of its digits are shown; nan where there is none
 ) -> str:
     "Format a value with its interval, both to the same digit."
+    if math.isnan(half_width): return f'{value:.3g}'
     if not half_width > 0: return f'{value:.3g} ± {half_width:.0f}'
     digits = max(0, 1 - math.floor(math.log10(half_width)))
     return f'{value:.{digits}f} ± {half_width:.{digits}f}'
+
+# %% ../../nbs/60_report.tables.ipynb #ms1
+@dataclass(frozen=True)
+class MetricScale:
+    "How the values of a metric are shown."
+    name: str
+    unit: str # '%' for a share of 1
+    sign: int # of the value in the utility
+
+    @property
+    def factor(self): return 100 if self.unit == '%' else 1 # of differences
+
+    @property
+    def title(self): return f'{self.name} ({self.unit})' if self.unit else self.name
+
+    @property
+    def losses(self): # what is given up
+        return 'points' if self.unit == '%' else self.unit or f'of {self.name}'
+
+    @property
+    def cost_title(self): # of the column of marginal costs
+        return 'a point more costs (J)' if self.unit == '%' else f"costs (J per {self.unit or f'unit of {self.name}'})"
+
+    def number(self, utility:float, ci:float) -> str:
+        "A value with its interval."
+        if self.unit == '%': return f'{100*utility:.1f}' + ('' if math.isnan(ci) else f' ± {100*ci:.1f}')
+        return format_interval(self.sign*utility, ci)
+
+    def value(self, utility:float, ci:float) -> str:
+        "A value with its interval and its unit."
+        return f'{self.number(utility, ci)} {self.unit}'.rstrip()
+
+    def difference(self, amount:float, ci:float, signed:bool=False) -> str: # given up, as from `savings`
+        "A difference with its interval."
+        if self.unit == '%': return (f'{amount:+.1f}' if signed else f'{amount:.1f}') + ('' if math.isnan(ci) else f' ± {ci:.1f}')
+        text = format_interval(amount, ci)
+        return f'+{text}' if signed and amount >= 0 else text
+
+def metric_scale(
+    table:pd.DataFrame, # from `front_table`, of one dataset; a share where it does not say
+) -> MetricScale:
+    "The scale of a table's metric."
+    first = table.iloc[0]
+    return MetricScale(first.get('metric', 'utility'), unit=first.get('unit', '%'), sign=int(first.get('sign', 1)))
 
 # %% ../../nbs/60_report.tables.ipynb #c10s
 def varied_parameters(
@@ -61,7 +106,7 @@ def varied_parameters(
     "The hyper-parameters that a study searched, rather than fixed."
     groups = {}
     for t in trials: groups.setdefault((t.dataset, t.family), []).append(t.configuration)
-    return {key: {name for name in configurations[0] if len({c[name] for c in configurations}) > 1}
+    return {key: {name for name in configurations[0] if len({json.dumps(c[name]) for c in configurations}) > 1}
         for key, configurations in groups.items()}
 
 def describe_configuration(
@@ -131,11 +176,11 @@ def has_clear_price(
 # %% ../../nbs/60_report.tables.ipynb #c13m
 def marginal_costs(
     front:pd.DataFrame, # of one dataset, cheapest first
-) -> pd.DataFrame: # price, price_low, price_high: joules per percentage point; nan where unclear
+) -> pd.DataFrame: # price, price_low, price_high: joules per percentage point, or unit of the metric; nan where unclear
     "What a further point of utility costs, with Fieller's interval (1954)."
-    clear = has_clear_gain(front)
-    gain, extra = 100*front.test.diff()[clear], front.joules.diff()[clear]
-    gain_ci, extra_ci = 100*_difference_ci(front.test_ci)[clear], _difference_ci(front.joules_ci)[clear]
+    clear, factor = has_clear_gain(front), metric_scale(front).factor
+    gain, extra = factor*front.test.diff()[clear], front.joules.diff()[clear]
+    gain_ci, extra_ci = factor*_difference_ci(front.test_ci)[clear], _difference_ci(front.joules_ci)[clear]
     low, high = fieller_interval(extra, extra_ci, gain, gain_ci)
     costs = pd.DataFrame(dict(price=extra/gain, price_low=low, price_high=high))
     return costs.assign(price=costs.price.where(has_clear_price(costs))).reindex(front.index)
@@ -151,13 +196,15 @@ def on_front(
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
     ref_points:dict, # dataset -> `RefPoint`
-) -> pd.DataFrame: # cheapest first for each dataset, with metric, on_front and `marginal_costs`
+) -> pd.DataFrame: # cheapest first for each dataset, with metric, unit, sign, on_front and `marginal_costs`
     "The reported fronts."
     tables = []
     for name, t in retrained.groupby('dataset', sort=False):
         best = pareto_front(t)
-        t = t.assign(metric=ref_points[name].metric, on_front=t.index.isin(best.index))
-        tables.append(t.join(marginal_costs(best)).sort_values('joules'))
+        metric = ref_points[name].metric
+        shown = dict(metric=metric.name, unit=metric.unit_of(metric.sign*t.test), sign=metric.sign)
+        t = t.assign(**shown, on_front=t.index.isin(best.index))
+        tables.append(t.join(marginal_costs(t.loc[best.index])).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/60_report.tables.ipynb #c16b
@@ -176,37 +223,53 @@ def format_front(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # of strings
     "Format the front as it is printed."
-    t = on_front(table)
+    t, scale = on_front(table), metric_scale(table)
     costs = [_price_text(r, clear) for r, clear in zip(t.itertuples(), has_clear_gain(t))]
     return pd.DataFrame({'model': t.family,
-        f'{t.metric.iloc[0]} (%)': [f'{100*u:.1f} ± {100*ci:.1f}' for u, ci in zip(t.test, t.test_ci)],
+        scale.title: [scale.number(*r) for r in zip(t.test, t.test_ci)],
         'energy (J)': [format_interval(*r) for r in zip(t.joules, t.joules_ci)],
-        'a point more costs (J)': ['', *costs[1:]],
-        'epochs': t.epochs, 'configuration': t.searched})
+        scale.cost_title: ['', *costs[1:]],
+        'epochs': t.epochs, 'configuration': t.searched} | _dropped_seeds(t))
+
+def _dropped_seeds(t): # a column where a fresh seed failed, or ended before the epoch of its point
+    shorter = t.get('shorter', pd.Series(0, t.index))
+    if 'seeds' not in t: return {}
+    if not (t.failed.any() or shorter.any()): return {}
+    parts = lambda r, n: [f'{r.failed} failed']*(r.failed > 0) + [f'{n} ended before']*(n > 0)
+    return {'fresh seeds': [', '.join([f'{r.seeds + r.failed}', *parts(r, n)]) for r, n in zip(t.itertuples(), shorter)]}
 
 # %% ../../nbs/60_report.tables.ipynb #c19
 def savings(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # for each cheaper point: points given up and share saved, each with its half-width
     "Accuracy given up and energy saved, against the best point of the front."
-    t = on_front(table)
+    t, factor = on_front(table), metric_scale(table).factor
     best, rest = t.iloc[-1], t.iloc[:-1]
     ratio = rest.joules/best.joules
-    return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=100*(best.test - rest.test),
-        given_up_ci=100*np.hypot(best.test_ci, rest.test_ci),
+    return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=factor*(best.test - rest.test),
+        given_up_ci=factor*np.hypot(best.test_ci, rest.test_ci),
         saved=100*(1 - ratio), saved_ci=100*ratio*np.hypot(rest.joules_ci/rest.joules, best.joules_ci/best.joules)))
 
 # %% ../../nbs/60_report.tables.ipynb #c19b
 ALLOWED_LOSSES = (.5, 1., 2.) # percentage points
+ALLOWED_SHARES = (.05, .1, .2) # of the range of the front, for a metric that is no share
+
+def allowed_losses(
+    table:pd.DataFrame, # from `front_table`, of one dataset
+) -> tuple: # percentage points, or in the unit of the metric
+    "The losses of utility for which savings are reported."
+    if metric_scale(table).unit == '%': return ALLOWED_LOSSES
+    spread = np.ptp(on_front(table).test)
+    return tuple(float(f'{share*spread:.2g}') for share in ALLOWED_SHARES)
 
 # %% ../../nbs/60_report.tables.ipynb #c19bb
 def savings_within(
     table:pd.DataFrame, # from `front_table`, of one dataset
-    allowed:tuple=ALLOWED_LOSSES, # percentage points
+    allowed:tuple|None=None, # percentage points, or in the unit of the metric; None: `allowed_losses`
 ) -> pd.DataFrame: # allowed, and the row of `savings`; none where no cheaper point is within that loss
     "The cheapest point within each allowed loss, by its mean."
     s = savings(table)
-    within = {loss: s[s.given_up <= loss + 1e-9] for loss in allowed}
+    within = {loss: s[s.given_up <= loss + 1e-9] for loss in allowed or allowed_losses(table)}
     return pd.DataFrame([dict(allowed=loss, **t.iloc[0]) for loss, t in within.items() if len(t)],
         columns=['allowed', *s])
 
@@ -302,7 +365,8 @@ def family_contributions_by_kind(
 
 # %% ../../nbs/60_report.tables.ipynb #c23
 def _bias_of_dataset(t):
-    first, transfer, ratio = 100*(t.utility - t.first_utility), 100*(t.test - t.utility), t.joules/t.first_joules
+    factor = metric_scale(t).factor
+    first, transfer, ratio = factor*(t.utility - t.first_utility), factor*(t.test - t.utility), t.joules/t.first_joules
     return pd.Series(dict(points=len(t), still_on_front=t.on_front.sum(), selection=first.mean(),
         selection_ci=ci_half_width_of(first), transfer=transfer.mean(), transfer_ci=ci_half_width_of(transfer),
         joules=ratio.mean(), joules_ci=ci_half_width_of(ratio)))

@@ -6,12 +6,14 @@
 __all__ = ['Executor', 'InProcessExecutor', 'WorkerDied', 'SubprocessExecutor', 'DaskExecutor']
 
 # %% ../../nbs/50_run.executors.ipynb #imp
-import faulthandler, math, os, re, shutil, signal, tempfile, threading, time
+import faulthandler, math, multiprocessing, os, re, shutil, signal, tempfile, threading, time
 from os import _exit as exit_process # a loop under way has os._exit replaced
 from concurrent.futures import Future
 from contextlib import contextmanager
+from inspect import isfunction
 from pathlib import Path
 from ..energy.meter import SOURCES
+from ..models.custom import surroundings
 
 # %% ../../nbs/50_run.executors.ipynb #c06
 class Executor:
@@ -73,6 +75,27 @@ def _run_bounded(
         with _memory_limit(memory): return task(*args)
     finally: faulthandler.cancel_dump_traceback_later()
 
+# %% ../../nbs/50_run.executors.ipynb #s01
+def _can_be_sent(value):
+    import cloudpickle
+    try: cloudpickle.dumps(value)
+    except Exception as e: return str(e) or type(e).__name__
+
+def check_sendable(
+    functions:dict, # name -> function
+):
+    """Refuse a function that cannot be sent to another process.
+
+    Raises: ValueError that names what it uses and cannot be sent."""
+    for name, function in functions.items():
+        why = _can_be_sent(function)
+        if not why: continue
+        around = surroundings(function, None) if isfunction(function) else vars(function)
+        culprits = {n: _can_be_sent(v) for n, v in around.items() if _can_be_sent(v)}
+        which = '; '.join(f'{n} ({reason})' for n, reason in culprits.items()) or why
+        raise ValueError(f'{name} cannot be sent to another process, as a deadline, a memory limit or a cluster needs, because '
+            f'of what it uses: {which}. Make that inside the function, or leave deadline and max_memory_gb out.')
+
 # %% ../../nbs/50_run.executors.ipynb #d02
 class WorkerDied(RuntimeError):
     "The process of a task ended before the task did."
@@ -87,7 +110,8 @@ class WorkerDied(RuntimeError):
     def __reduce__(self): return WorkerDied, (self.reason, self.spent)
 
 def _begin_child(path, parent):
-    "What a child does first."
+    "What a child does first; processes that a task starts are those of any program."
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     faulthandler.enable(open(path, 'w'))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()

@@ -13,18 +13,18 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import copy
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
-from ..core import output_folder, read_or_compute, study_path
+from ..core import home, output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import constant_utility, get_card, get_metric, load_dataset, metric_label
 from ..models.families import family_space, supports
-from ..front.log import (MAX_ATTEMPTS, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
+from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
     read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
-from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied
+from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
 from .settings import StudySettings, check_device, check_settings, check_unchanged, save_settings
 from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
     read_reference_machine, retrain,
@@ -40,33 +40,38 @@ class _StudyFiles(StudySettings):
 
     @property
     def base(self): # the reference machine, where machines are calibrated and one has begun
-        path = study_path(self.study)/'machine.json'
+        path = self.folder/'machine.json'
         if self.machine_policy != 'calibrated' or not path.exists(): return None
         return ReferenceMachine(**json.loads(path.read_text(encoding='utf-8')))
 
     @property
     def ref_points(self): # dataset -> `RefPoint`
-        stored = study_path(self.study)/'reference.json'
+        stored = self.folder/'reference.json'
         if stored.exists(): return read_ref_points(stored)
         return compute_ref_points(self.datasets, self.ref_joules, self.utility, self.ref_utility)
 
     def save_ref_points(self):
         "Fix the reference points, before anything is trained."
-        path = output_folder(self.study)/'reference.json'
-        read_or_compute(path, lambda: {name: asdict(r) for name, r in self.ref_points.items()})
+        path = output_folder(self.study, root=self.root)/'reference.json'
+        read_or_compute(path, lambda: {name: r.record() for name, r in self.ref_points.items()})
 
     @property
-    def log_path(self): return study_path(self.study)/'trials.jsonl'
+    def folder(self): return study_path(self.study, root=self.root)
+
+    @property
+    def log_path(self): return self.folder/'trials.jsonl'
 
 # %% ../../nbs/53_run.study.ipynb #c06b
 @dataclass
 class FamilyStudy(_StudyFiles):
     "A study of families of models: its settings, and what follows from them."
     training = staticmethod(train_family) # what trains a trial
+    functions = {} # name -> function of the user's, which is sent with each trial
     unchecked = () # settings that a subclass checks itself
 
     def __post_init__(self):
-        study_path(self.study)
+        self.root = home() # decided here, so that a training may change the working folder
+        self.study = self.folder.relative_to(self.root/'data').as_posix()
         check_settings(self, self.unchecked)
         check_device(self.device, self.machine_policy)
         check_prior_study(self.warm)
@@ -95,7 +100,7 @@ class FamilyStudy(_StudyFiles):
 
     @cached_property
     def transfer(self): # (dataset, family) -> what a search takes from the earlier study
-        trials = list(read_trials(study_path(self.warm)/'trials.jsonl').values()) if self.warm else []
+        trials = list(read_trials(study_path(self.warm, root=self.root)/'trials.jsonl').values()) if self.warm else []
         return {(d, f): self._transfer_to(d, space, [t for t in trials if t.family == f])
             for (d, f), space in self.spaces.items()}
 
@@ -158,7 +163,7 @@ def compute_ref_points(
     if joules is None or not joules > 0: raise ValueError(f'ref_joules must be a number above 0, not {joules}.')
     def ref_point(data):
         floor = round(constant_utility(data, utility), 4) if least is None else least
-        return RefPoint(utility=floor, joules=joules, metric=metric_label(data, utility))
+        return RefPoint(utility=floor, joules=joules, metric=Metric(metric_label(data, utility)))
     return {name: ref_point(load_dataset(name)) for name in datasets}
 
 # %% ../../nbs/53_run.study.ipynb #t01
@@ -415,6 +420,7 @@ def make_executor(
 ): # such as `InProcessExecutor`
     "Where a study is trained."
     if study.deadline is None and study.max_memory_gb is None: return InProcessExecutor()
+    check_sendable(study.functions)
     seconds = None if study.deadline is None else LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
     return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
         memory=study.max_memory_gb,
@@ -467,7 +473,7 @@ class _StudyRun:
     def fix_reference_machine(self):
         if self.study.machine_policy != 'calibrated': return
         read = lambda: asdict(self.executor.submit(read_reference_machine, self.study.measurement).result())
-        read_or_compute(study_path(self.study.study)/'machine.json', read)
+        read_or_compute(self.study.folder/'machine.json', read)
 
     def calibrations(self): return machine_readings(self.log.contents.machine_events, 'calibration')
     def read_machine(self, *kinds): self.run_jobs(reading_job(self.study, self.log, kind) for kind in kinds)
@@ -520,6 +526,7 @@ def _run_rest(study, join, client, watch, workers):
     with ExitStack() as stack:
         log = stack.enter_context(TrialLog(study.log_path, join))
         if not client and study.meter != 'simulated': stack.enter_context(machine_lock())
+        if client: check_sendable(study.functions)
         executor = stack.enter_context(DaskExecutor(client, workers) if client else make_executor(study))
         run = _StudyRun(study, log, executor, watch=watch, interrupted=stack.enter_context(graceful_interrupt()), join=join)
         run.run()
