@@ -131,6 +131,15 @@ def longest_stretch(path):
     return max(worst, now)
 
 
+def not_shown(path):
+    "Exported functions and classes that occur in no visible cell with an output."
+    cells = code_of(path)
+    shown = '\n'.join(c.source for c in cells if c.outputs and not c.exported and not c.hidden)
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = [node.name for c in cells if c.exported for node in c.tree.body if isinstance(node, kinds)]
+    return [name for name in names if not name.startswith('_') and not re.search(rf'\b{name}\b', shown)]
+
+
 def long_sentences(path, most=25):
     "Sentences of a chapter's prose with more words than that."
     for cell in cells_of(path):

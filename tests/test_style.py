@@ -105,6 +105,11 @@ def test_no_long_stretch_without_an_output():
     assert not {name: n for name, n in stretches.items() if n > 70}
 
 
+def test_each_exported_function_is_shown_with_a_value():
+    hidden = {p.name: style.not_shown(p) for p in NOTEBOOKS}
+    assert not {name: names for name, names in hidden.items() if names}
+
+
 def test_parameters_cells_are_generated():
     from pareto_energy.run.settings import write_parameters_cells
     assert write_parameters_cells(ROOT/'nbs', check=True) == []
