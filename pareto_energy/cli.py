@@ -251,7 +251,7 @@ def print_table(
     from rich.table import Table
     printed = Table(title=title, title_justify='left')
     for column in table: printed.add_column(column, justify='left' if column in left else 'right')
-    for row in table.astype(str).itertuples(index=False): printed.add_row(*row)
+    for row in table.map(str).itertuples(index=False): printed.add_row(*row)
     plain = {} if sys.stdout.isatty() else dict(width=140, color_system=None)
     Console(force_jupyter=False, **plain).print(printed)
 

@@ -13,8 +13,8 @@ from ..energy.counters import CodeCarbonMeter, JOULES_PER_KWH, _tracker, gpu_ind
 # %% ../../nbs/84_bench.metering.ipynb #e092
 def _read_window(meter, work, is_enough):
     "Work in one window until `is_enough(units, seconds)`; gives its reading and the units of work."
-    units, start = 0, time.perf_counter()
     with meter.window() as window:
+        units, start = 0, time.perf_counter()
         while not is_enough(units, time.perf_counter() - start):
             work()
             units += 1

@@ -197,7 +197,10 @@ def plot_by_joules(
     label:str, # of the readings
     width:float=140, # of a panel, in points
 ) -> alt.Chart:
-    "Plot hypervolume against all joules spent."
+    """Plot hypervolume against all joules spent.
+
+    Raises: ValueError where the seeds of no search have a stretch of joules in common."""
+    if bands.empty: raise ValueError('The seeds of no search have spent the same joules, so there is no mean to plot: add trials.')
     x = energy_axis(bands.spent, label, 'spent')
     return _grid(_bands(bands.rename(columns=dict(spent='joules')), x), bands, width)
 

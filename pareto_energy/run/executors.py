@@ -77,8 +77,8 @@ def _run_bounded(
 
 # %% ../../nbs/50_run.executors.ipynb #s01
 def _can_be_sent(value):
-    import cloudpickle
-    try: cloudpickle.dumps(value)
+    from loky.backend.reduction import dumps # as it sends a task
+    try: dumps(value)
     except Exception as e: return str(e) or type(e).__name__
 
 def check_sendable(
