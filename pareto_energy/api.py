@@ -6,14 +6,14 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import itertools, json, math, sys, time
+import itertools, json, math, re, sys, time
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
-from .models.space import describe_space, parse_space, record_space, record_value
+from .models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
 from .models.custom import check_loop, fingerprint, loop_name, train_loop
 from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
@@ -22,9 +22,9 @@ from .run.settings import StudySettings, current_names, read_settings
 from .run.study import FamilyStudy, is_complete, pending_trials, run_study, total_joules
 from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
-from pareto_energy.report.sentences import (
+from .report.sentences import (
     break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
-    savings_sentence)
+    failure_sentence, savings_sentence, untested_sentence)
 from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
 from .report.export import from_distributions
 
@@ -67,6 +67,9 @@ class Results:
         raise ValueError(f'The study {self.study} has no trials yet: run() it first.')
 
     @property
+    def has_front(self): return any('utility' in r for t in self.trials_so_far for r in t.retrained) # is there one to report?
+
+    @property
     def label(self): return self.measured_trials[0].label # of the energy
 
     @property
@@ -89,7 +92,7 @@ class Results:
         trials = self.trials_so_far
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
-        if early_end_sentence(trials): of_fronts.append(early_end_sentence(trials))
+        of_fronts += filter(None, [early_end_sentence(trials), failure_sentence(trials), untested_sentence(trials)])
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     @property
@@ -103,7 +106,7 @@ class Results:
     @property
     def status_message(self): # why there is no front to report; empty where there is one
         trials = self.trials_so_far
-        if any(t.retrained for t in trials): return ''
+        if self.has_front: return ''
         if trials and self.done: return no_front_message(trials)
         return f'{progress_sentence(self, trials)} The front is reported when all of them are done.'
 
@@ -195,12 +198,19 @@ def _check_enqueued(
 ) -> tuple: # the same, as they are recorded
     "Refuse a configuration that no search could have found."
     if configurations and len(spaces) > 1: raise ValueError('Enqueued configurations need a study of one loop.')
-    for configuration in configurations:
-        for space in spaces.values():
-            point = space.encode(configuration)
-            inside = (point >= -1e-9).all() and (point <= space.upper + 1e-9).all()
-            if not inside: raise ValueError(f'The configuration {configuration} lies outside the space.')
-    return tuple({name: record_value(value) for name, value in c.items()} for c in configurations)
+    return tuple(_check_configuration(c, space) for c in configurations for space in spaces.values())
+
+def _check_configuration(configuration, space):
+    if not isinstance(configuration, dict):
+        raise ValueError(f'An enqueued configuration is a dict, as in enqueued=[dict(lr=.1)], not {configuration!r}.')
+    recorded = {name: record_value(value) for name, value in configuration.items()}
+    wrong = [n for n, p in space.items() if isinstance(p, Float) and n in recorded and not is_value_of(p, recorded[n])]
+    wrong += [n for n, v in space.fixed.items() if recorded.get(n, v) != v]
+    point = [] if wrong else space.encode(recorded)
+    if wrong or not all(-1e-9 <= u <= upper + 1e-9 for u, upper in zip(point, space.upper)):
+        which = f" ({', '.join(f'{n}={configuration[n]!r}' for n in wrong)})" if wrong else ''
+        raise ValueError(f'The configuration {configuration} lies outside the space{which}.')
+    return {n: int(v) if isinstance(space.get(n), Int) else v for n, v in recorded.items()}
 
 def _train_own(
     loops:dict, # name -> a loop
@@ -218,6 +228,23 @@ def _train_own(
 OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',), seeds=(0,), repeats=1,
     front_points=5, fresh_seeds=3,
     deadline=None, ref_joules=None)
+
+_LOSSES = re.compile(r'loss|error|perplexity|deviance|\b(r?mse|mae|mape|nll|cost|wer|cer)\b')
+
+def _check_direction(optuna_study, metric):
+    "Refuse a study of Optuna that minimises, where nothing says what the loop reports."
+    minimises = optuna_study.directions[0].name == 'MINIMIZE'
+    if minimises and metric is None:
+        raise ValueError("The Optuna study minimises, and this one would maximise an accuracy: say what the loop reports, as in "
+            "metric=Metric('loss', direction='minimise') or metric='accuracy'.")
+
+def _as_metric(metric):
+    "The metric by its name; refuse the name of a loss, which would be maximised."
+    if not isinstance(metric, str): return metric
+    if _LOSSES.search(metric.lower()):
+        raise ValueError(f"{metric!r} sounds like something of which less is better, and a study looks for more: say which, with "
+            f"metric=Metric({metric!r}, direction='minimise'), or 'maximise' where the loop reports the negative value.")
+    return Metric(metric)
 
 def _check_own_names(settings:dict):
     "Refuse a setting that a study of one's own does not have."
@@ -240,6 +267,7 @@ def _changes(before, study):
     "What tells the recorded model from this one, in words."
     now, loops = study.own_record['metric'], before.get('loops', {})
     metric = before.get('metric', now)
+    if study.version is not None and before.get('version') is None: loops = {} # the user says that it is the same
     if metric != now: yield f'the metric was {metric} and is now {now}'
     for name, print_of_loop in study.own_record['loops'].items():
         if loops.get(name, print_of_loop) != print_of_loop:
@@ -265,7 +293,7 @@ def _check_same_model(study):
     aside = next(path for path in _names_aside(study.folder) if not path.exists()).name
     raise ValueError(f'The study {study.study} has {len(trials)} trials of another model: {changes}. Give this one another '
         f"name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the study "
-        f'{aside}. With version=… you say yourself when a loop is another one.')
+        f"{aside}. If it does the same as before, say so with a version of your own (version='1').")
 
 # %% ../nbs/70_api.ipynb #s03b
 class OwnStudy(Results, FamilyStudy):
@@ -274,7 +302,8 @@ class OwnStudy(Results, FamilyStudy):
 
     @property
     def own_record(self): # what tells this model from others
-        return dict(metric=self.metric.record(), loops={name: fingerprint(loop, self.version) for name, loop in self.loops.items()})
+        loops = {name: fingerprint(loop, self.version) for name, loop in self.loops.items()}
+        return dict(metric=self.metric.record(), version=self.version, loops=loops)
 
     @property
     def functions(self): return self.loops
@@ -311,7 +340,7 @@ class OwnStudy(Results, FamilyStudy):
         folder = self.folder
         if was_done and (folder/'front.csv').exists(): return self
         write_text(folder/'reference.json', json.dumps({name: r.record() for name, r in self.ref_points.items()}, indent=1) + '\n')
-        if any(t.retrained for t in self.trials_so_far): write_text(folder/'front.csv', self.front.to_csv(index=False))
+        if self.has_front: write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
 
 # %% ../nbs/70_api.ipynb #s03
@@ -335,7 +364,7 @@ class Study(OwnStudy):
         self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
         settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
         self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
-        self.metric, self.version = Metric(metric) if isinstance(metric, str) else metric, version
+        self.metric, self.version = _as_metric(metric), version
         _check_own_names(settings)
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
@@ -358,6 +387,7 @@ class Study(OwnStudy):
         space = from_distributions(intersection_search_space(optuna_study.trials))
         if not space:
             raise ValueError('The trials of the Optuna study share no parameter that varies: there is nothing to search.')
+        _check_direction(optuna_study, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
 
@@ -376,7 +406,7 @@ class LoadedStudy(Results):
     @property
     def status_message(self): # why there is no front to report; empty where there is one
         trials = self.trials_so_far
-        if any(t.retrained for t in trials): return ''
+        if self.has_front: return ''
         return f'{len(trials)} trials are recorded. The front is reported when the study is done.'
 
 # %% ../nbs/70_api.ipynb #l01b

@@ -391,7 +391,7 @@ def measure(
                 work()
                 window.lap(size)
         pilot_seconds = max(seconds, window.min_seconds) if meter.update_period else 0.
-        repeat_while(lambda: window.count < pilot or elapsed() < pilot_seconds)
+        repeat_while(lambda: elapsed() < pilot_seconds or (window.count < pilot and elapsed() < max_seconds) or window.count < 2)
         window.read()
         first = average_measurements(window.laps)
         needed = _total_repeats(first, target_rel_se)

@@ -378,7 +378,8 @@ def read_study(
         raise FileNotFoundError(f'No study in {folder}: run it first, or name the place where it is in '
             'PARETO_ENERGY_HOME.')
     parameters = json.loads((folder/'study.json').read_text(encoding='utf-8'))
-    return list(read_trials(folder/'trials.jsonl').values()), read_ref_points(folder/'reference.json'), parameters
+    ref_points = folder/'reference.json' # of a loop of one's own, at the end of its study
+    return [*read_trials(folder/'trials.jsonl').values()], read_ref_points(ref_points) if ref_points.exists() else {}, parameters
 
 # %% ../../nbs/30_front.log.ipynb #m02
 def quarantine(

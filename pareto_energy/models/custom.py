@@ -6,9 +6,9 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import ast, hashlib, inspect, math, os, random, sys, sysconfig, textwrap, time, warnings
+import ast, copy, enum, gc, hashlib, inspect, math, os, random, sys, sysconfig, textwrap, threading, time, warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, GeneratorType, ModuleType
@@ -27,6 +27,12 @@ def check_loop(
 
     Raises: `ValueError` where it cannot, or where it needs other arguments than a study has."""
     if not callable(train): raise ValueError(f'train must be a function of a configuration, not {train!r}.')
+    if inspect.iscoroutinefunction(train) or inspect.isasyncgenfunction(train):
+        raise ValueError(f'{loop_name(train)} is async: give a function that runs it, such as '
+            'lambda configuration: asyncio.run(train(configuration)).')
+    if _hides_arguments(train):
+        raise ValueError(f'{loop_name(train)} takes *args and **kwargs, so it does not say what it wants: put '
+            'functools.wraps on the decorator around it.')
     first, *rest = inspect.signature(train).parameters.values() or [None]
     if first is None:
         raise ValueError(f'{loop_name(train)} takes no argument: its first one must be the configuration, a dict.')
@@ -41,25 +47,40 @@ def loop_name(train) -> str:
     named = train.func if isinstance(train, partial) else train
     return getattr(named, '__name__', type(named).__name__)
 
+def _hides_arguments(train):
+    kinds = [p.kind for p in inspect.signature(train).parameters.values()]
+    return kinds == [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
+
 def _is_required(parameter):
     return parameter.default is parameter.empty and parameter.kind not in (
         parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 # %% ../../nbs/25_models.custom.ipynb #n01
-_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove'}
+_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove', 'fit', 'fit_transform',
+    'partial_fit', 'load_state_dict', 'step'}
 
 def syntax_of(function):
     "The syntax tree of a function, without comments and layout; None where its source is not known."
     try: return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError): return None
 
-def _is_use(node): # of a name whose value the function changes itself
-    if isinstance(node, ast.Attribute): return node.attr in _MUTATORS
-    return isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del))
+def _is_change(node): # of a value by its name
+    if isinstance(node, ast.Attribute) and node.attr in _MUTATORS: return True
+    return isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del))
 
 def _changed_names(tree):
-    "Names of containers that a function changes."
-    return {n.value.id for n in ast.walk(tree) if _is_use(n) and isinstance(n.value, ast.Name)}
+    "Names of values that a function changes itself."
+    nodes = [*ast.walk(tree)]
+    stated = {name for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)) for name in n.names}
+    return stated | {n.value.id for n in nodes if _is_change(n) and isinstance(n.value, ast.Name)}
+
+def _changed_attributes(tree):
+    "Attributes that the methods of a class change, apart from `__init__`."
+    methods = [m for m in ast.walk(tree) if isinstance(m, ast.FunctionDef) and m.name != '__init__']
+    nodes = [n for m in methods for n in ast.walk(m)]
+    own = [n.value if isinstance(n, ast.Subscript) else n for n in nodes if _is_change(n)]
+    own += [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in _MUTATORS]
+    return {n.attr for n in own if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == 'self'}
 
 def _names_of_code(code):
     "Global names that a function uses, and those of the functions inside it."
@@ -71,7 +92,8 @@ def surroundings(function, tree):
     closure = inspect.getclosurevars(function).nonlocals
     names = _names_of_code(function.__code__)
     used = {n: v for n, v in function.__globals__.items() if n in names and not isinstance(v, ModuleType)}
-    defaults = {f'default {i}': v for i, v in enumerate(function.__defaults__ or ())} | (function.__kwdefaults__ or {})
+    positional = function.__code__.co_varnames[:function.__code__.co_argcount]
+    defaults = dict(zip(reversed(positional), reversed(function.__defaults__ or ()))) | (function.__kwdefaults__ or {})
     changed = _changed_names(tree) if tree else set()
     return {n: v for n, v in (used | closure | defaults).items() if n not in changed}
 
@@ -96,6 +118,7 @@ def _describe_value(value, seen=()):
     if type(value).__module__.partition('.')[0] == 'pandas' and hasattr(value, 'index'): return _describe_table(value)
     if isinstance(value, partial): return 'partial', inside(value.func), inside(value.args), inside(value.keywords)
     if hasattr(value, '__wrapped__'): return inside(value.__wrapped__)
+    if isinstance(value, (enum.Enum, range, torch.dtype, torch.device)): return repr(value)
     if inspect.ismethod(value): return inside(value.__func__), inside(value.__self__)
     if inspect.isfunction(value) or inspect.isclass(value): return _describe_code(value, inside)
     if isinstance(value, dict): return [(repr(k), inside(v)) for k, v in value.items()]
@@ -104,10 +127,14 @@ def _describe_value(value, seen=()):
     return _describe_object(value, inside)
 
 def _describe_object(value, inside):
-    parts = vars(value) if hasattr(value, '__dict__') else {}
-    is_data = lambda v: isinstance(v, (np.ndarray, torch.Tensor)) or hasattr(v, '__getitem__') and hasattr(v, '__dict__')
-    described = {k: inside(v) for k, v in parts.items() if is_data(v) or is_dataclass(value) or isinstance(v, tuple)}
-    return inside(type(value)), sorted(described.items())
+    if isinstance(value, Path): return repr(value)
+    parts, kind = vars(value) if hasattr(value, '__dict__') else {}, type(value)
+    if _is_library(kind): kept = {k: v for k, v in parts.items() if _is_data(v) or kind.__name__ in ('Namespace', 'SimpleNamespace')}
+    else: kept = {k: v for k, v in parts.items() if k not in _changed_attributes(syntax_of(kind) or ast.Module([], []))}
+    return inside(kind), [(k, inside(v)) for k, v in sorted(kept.items())]
+
+def _is_data(value):
+    return isinstance(value, (np.ndarray, torch.Tensor, tuple)) or hasattr(value, '__getitem__') and hasattr(value, '__dict__')
 
 def _is_library(value):
     "Does a function or a class come with Python or this package, or was it installed?"
@@ -144,12 +171,27 @@ def _parse_utility(value, what='utility'):
     """A reported utility as a number.
 
     Raises: `ValueError` where it is no number, `FloatingPointError` where it is not finite."""
-    value = value() if callable(value) else value
-    try: number = float(value)
-    except (TypeError, ValueError) as e:
-        raise ValueError(f'the {what} must be a number, or a function that gives one, not {value!r}') from e
+    number = _read_utility(value, what)
     if not math.isfinite(number): raise FloatingPointError(f'the {what} became {number}')
     return number
+
+def _read_utility(value, what): # it may be nan
+    value = value() if callable(value) else value
+    try: return float(value)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'the {what} must be a number, or a function that gives one, not {value!r}') from e
+
+def _parse_predictor(predict):
+    """How a model predicts, from a function and the number of examples that it answers.
+
+    Raises: `ValueError` where it is no such pair."""
+    if predict is None: return None
+    try:
+        function, examples = predict
+        n = int(examples) if np.ndim(examples) == 0 else len(examples)
+    except (TypeError, ValueError): function, n = None, 0
+    if callable(function) and n > 0: return Predictor(function, n)
+    raise ValueError(f'predict must be a function and the number of examples that it answers, above 0, not {predict!r}')
 
 # %% ../../nbs/25_models.custom.ipynb #r02a
 class ReportedEpochs:
@@ -200,10 +242,47 @@ def _raise_in_handler(frame): # of the loop
     before, frame.f_trace = sys.gettrace(), trace
     sys.settrace(lambda *_: None)
 
-# %% ../../nbs/25_models.custom.ipynb #r03
+# %% ../../nbs/25_models.custom.ipynb #r03a
 _SIMULATED_MACS_PER_EPOCH = 10**8 # multiply-adds of an epoch of unknown size, for the simulated meter: a joule
 
-class Report:
+class _Stretches:
+    "The stretches of training within a run, and what interrupts them."
+    def __init__(self,
+        window, # of a meter
+    ):
+        self.window = window
+        self.epoch_ended = False # has the epoch under way ended, and only its report is missing?
+        self.place = os.getpid(), threading.get_ident()
+        self.is_over = False # has the run ended?
+
+    def end_epoch(self):
+        """End the training of an epoch; what follows, until its report, does not count.
+
+        Raises: `ValueError` where the evaluation before has no report, and training did not `resume`."""
+        if self.epoch_ended:
+            raise ValueError('end_epoch was called twice without a report between: call resume() after an evaluation '
+                'that is not reported, or its training would not count')
+        self.pause()
+
+    def pause(self,
+        epochs:float=1., # that the stretch of training lasted, for the simulated meter only
+    ):
+        "Stop counting, where counting goes on."
+        if not self.epoch_ended: self.window.pause(_SIMULATED_MACS_PER_EPOCH*epochs)
+        self.epoch_ended = True
+
+    def resume(self):
+        "Go on with the training of an epoch after `end_epoch`, without a report."
+        if self.epoch_ended: self.window.exclude()
+        self.epoch_ended = False
+
+    def _check_place(self):
+        if self.is_over: raise RuntimeError('a report came after its run had ended: report before the loop ends')
+        if self.place != (os.getpid(), threading.get_ident()):
+            raise RuntimeError('a report came from another process or thread: report from the one that the loop began in')
+
+# %% ../../nbs/25_models.custom.ipynb #r03
+class Report(_Stretches):
     "What a loop calls after each epoch."
     def __init__(self,
         window, # of a meter
@@ -214,7 +293,7 @@ class Report:
         stop_after:int|None=None, # reports, after which the run ends
         sign:int=1, # of what is reported in the utility: -1 where lower values are better
     ):
-        self.window = window
+        super().__init__(window)
         self.sign = sign
         self.progress = ReportedEpochs(epochs, stop_after)
         self.evaluate = evaluate
@@ -223,24 +302,11 @@ class Report:
         self.utilities = []
         self.test_utility = None # of the last report
         self.predictor = None
-        self.epoch_ended = False # has the epoch under way ended, and only its report is missing?
         self.times_stopped = 0
         self.start = time.perf_counter()
 
     @property
     def epochs(self): return self.progress.epochs # that were reported
-
-    def end_epoch(self,
-        epochs:float=1., # that the stretch of training lasted, for the simulated meter only
-    ):
-        "End the training of an epoch; what follows, until its report, does not count."
-        if not self.epoch_ended: self.window.pause(_SIMULATED_MACS_PER_EPOCH*epochs)
-        self.epoch_ended = True
-
-    def resume(self):
-        "Go on with the training of an epoch after `end_epoch`, without a report."
-        if self.epoch_ended: self.window.exclude()
-        self.epoch_ended = False
 
     def __call__(self,
         utility, # on the validation part: a number, or a function that returns it
@@ -250,18 +316,21 @@ class Report:
     ):
         """Report how good the model is.
 
-        Raises: `StopTraining` where no further epoch is wanted; `ValueError` for an epoch that does not come next."""
+        Raises: `StopTraining` where no further epoch is wanted; `ValueError` for an epoch that does not come next, and
+        `RuntimeError` for a report from elsewhere or after the run."""
+        self._check_place()
         if self.times_stopped: self._stop()
         number = self.progress.check(epoch)
-        self.end_epoch(number - self.progress.last)
+        self.pause(number - self.progress.last)
         if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
-        if self.test and test is not None: self.test_utility = self.sign*_parse_utility(test, 'test utility')
+        if self.test: self.test_utility = test and _read_utility(test, 'test utility')
         self.progress.add(number, is_named=epoch is not None)
-        self.predictor = Predictor(*predict) if predict else None
+        self.predictor = _parse_predictor(predict)
         self.window.exclude(ends_lap=True)
         self.epoch_ended = False
         if self.progress.is_complete or self._stops_early(): self._stop()
 
+    @torch.enable_grad() # a generator may stand still where gradients are off
     def _stops_early(self):
         return self.evaluate and self.stopping_rule.ends_run(self.window, self.utilities, self.start, self.epochs)
 
@@ -288,17 +357,22 @@ def _run_loop(train, configuration, seed, report):
     """Run a loop until its report ends it, or until it ends by itself.
 
     Raises: `ValueError` where it reported no utility."""
-    offered = dict(report=report, seed=seed, epochs=report.progress.max_epochs)
-    wanted = inspect.signature(train).parameters
     report.window.exclude()
     try:
-        with _seed_all(seed), _forbid_exit():
-            result = train(configuration, **{name: value for name, value in offered.items() if name in wanted})
-            if isinstance(result, GeneratorType): _consume_generator(result, report)
-            elif result is not None: _report_result(result, report)
+        with _as_before(), _seed_all(seed), _forbid_exit():
+            result = train(copy.deepcopy(configuration), **_wanted_arguments(train, seed, report))
+            if isinstance(result, Iterator): _consume_iterator(result, report)
+            elif result is not None and not report.epochs: _report_result(result, report)
     except StopTraining: pass
+    finally: report.is_over = True
     if not report.epochs:
         raise ValueError('no utility was given: yield it after each epoch, call report with it, or return it')
+
+def _wanted_arguments(train, seed, report):
+    offered = dict(report=report, seed=seed, epochs=report.progress.max_epochs)
+    parameters = inspect.signature(train).parameters
+    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in offered.items() if takes_all or name in parameters}
 
 def _report_result(result, report):
     "Report a utility, a tuple of it, the test part's, and how to predict, or a dict of them by name."
@@ -312,27 +386,62 @@ def _warn_of_tuple(): # once in a process
     warnings.warn('The second value that the loop gives is taken for the utility on the test part. If it is none, give the '
         'utility alone; if it is, dict(utility=…, test=…) says so.', stacklevel=4)
 
-def _consume_generator(generator, report):
-    "Report what a generator yields."
+def _consume_iterator(iterator, report):
+    "Report what a generator yields, or another iterator gives."
     try:
-        for result in generator: _report_result(result, report)
-    finally: _close(generator)
+        for result in iterator: _report_result(result, report)
+    finally:
+        if isinstance(iterator, GeneratorType): _close(iterator)
 
 def _close(generator):
     try: generator.close()
     except RuntimeError as e: # a bare `except:` around its yield
         if 'ignored GeneratorExit' not in str(e): raise
 
+
+
+# %% ../../nbs/25_models.custom.ipynb #d01-x
 @contextmanager
 def _forbid_exit():
-    "Let `os._exit` raise SystemExit in this process; its forked children may still end that way."
+    "Let `os._exit` raise SystemExit in this process; children that the loop forks end with the loop, as they would."
     exit_process, owner = os._exit, os.getpid()
     def raise_exit(status):
         if os.getpid() != owner: exit_process(status)
         raise SystemExit(status)
     os._exit = raise_exit
+    status = 1
+    try:
+        yield
+        status = 0
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else int(e.code is not None)
+        raise
+    finally:
+        os._exit = exit_process
+        if os.getpid() != owner: exit_process(status)
+
+@contextmanager
+def _as_before():
+    "The working folder, warnings, NumPy's error handling and torch's settings, as they were before."
+    folder, errors, collects = os.getcwd(), np.geterr(), gc.isenabled()
+    try:
+        with warnings.catch_warnings(), _torch_as_before(): yield
+    finally:
+        os.chdir(folder)
+        np.seterr(**errors)
+        if collects: gc.enable()
+
+@contextmanager
+def _torch_as_before():
+    dtype, device, has_grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    finds_anomalies, deterministic = torch.is_anomaly_enabled(), torch.are_deterministic_algorithms_enabled()
     try: yield
-    finally: os._exit = exit_process
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device: torch.set_default_device(device)
+        torch.set_grad_enabled(has_grad)
+        torch.autograd.set_detect_anomaly(finds_anomalies)
+        torch.use_deterministic_algorithms(deterministic)
 
 # %% ../../nbs/25_models.custom.ipynb #t01
 _warmed_up = set() # names of the loops that have run in this process
@@ -397,7 +506,8 @@ class LoopTrainer(Trainer):
 
     def _fail(self, report): self.failed_epoch = math.floor(report.progress.last) + 1
 
-    def test_utility(self, report): return report.test_utility
+    def test_utility(self, report):
+        return None if report.test_utility is None else self.sign*_parse_utility(report.test_utility, 'test utility')
 
     def predictor(self, report): return report.predictor
 
@@ -502,7 +612,7 @@ def lightning_callback(
             if trainer.global_step: raise ValueError(_RESUMED)
             report.window.exclude()
         def on_validation_start(self, trainer, module):
-            if counts(trainer): report.end_epoch()
+            if counts(trainer): report.pause()
         def on_validation_end(self, trainer, module):
             if counts(trainer): report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer))
     return Reporting()
@@ -539,11 +649,11 @@ class _TrainerReports:
         self.report.resume()
 
     def end_step(self, control):
-        if control.should_evaluate: self.report.end_epoch()
+        if control.should_evaluate: self.report.pause()
 
     def evaluate(self, state, metrics):
         if state.global_step == self.steps_reported: return self.report.window.exclude() # nothing was trained since
-        self.report.end_epoch()
+        self.report.pause()
         if self.metric not in metrics:
             self.evaluated |= metrics
             return
@@ -552,7 +662,7 @@ class _TrainerReports:
 
     def end(self):
         if self.evaluated: _get_logged(self.evaluated, self.metric)
-        self.report.end_epoch()
+        self.report.pause()
 
 def transformers_callback(
     report:Report,

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'TrainingFailed']
 
 # %% ../../nbs/23_models.run.ipynb #imp
-import math, time
+import math, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
@@ -384,10 +384,15 @@ def run_trainer(
             trainer.warm_up(window)
             model = repeats.until_precise(window, settings)
         if settings.with_inference: inference = _measure_inference(trainer, model, meter)
-    test = trainer.test_utility(model) if settings.test else None
+        test = trainer.test_utility(model) if settings.test else None
     return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference)
 
 def _measure_inference(trainer, model, meter):
     predictor = trainer.predictor(model)
     if predictor is None: return None
-    with limit_threads(trainer.threads): return measure_predictions(predictor, meter)
+    try:
+        with limit_threads(trainer.threads): return measure_predictions(predictor, meter)
+    except MeterError: raise
+    except Exception as e: # a training that has ended well is not lost
+        warnings.warn(f'predict failed ({type(e).__name__}: {e}), so the energy of inference is not read.')
+        return None

@@ -73,6 +73,14 @@ class Int(Float):
 
     def decode(self, u): return round(super().decode(u))
 
+# %% ../../nbs/21_models.space.ipynb #c08v
+def is_value_of(
+    p:Float, # or an `Int`
+    value,
+) -> bool:
+    "Whether a value is a number, and for an `Int` a whole one."
+    return _is_number(value) and math.isfinite(value) and (not isinstance(p, Int) or value == int(value))
+
 # %% ../../nbs/21_models.space.ipynb #v01
 def record_value(value):
     """A value as a log keeps it.
@@ -316,6 +324,8 @@ def parse_space(
     if not isinstance(parameters, dict):
         raise ValueError(
             f"A space is a dict of parameters, as in dict(lr=(1e-4, 1e-1, 'log')), not {parameters!r}.")
+    unnamed = [name for name in parameters if not isinstance(name, str)]
+    if unnamed: raise ValueError(f'The names of parameters are text, not {unnamed[0]!r}.')
     searched = {k: v for k, v in parameters.items() if isinstance(v, _SEARCHED)}
     fixed = {k: v for k, v in parameters.items() if k not in searched}
     if not searched: raise ValueError(f'Every parameter {_NOTHING_TO_SEARCH}')

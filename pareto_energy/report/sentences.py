@@ -212,6 +212,27 @@ def early_end_sentence(
         f'({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it trains has to say '
         'which epoch a report belongs to: report(utility, epoch=…).')
 
+# %% ../../nbs/61_report.sentences.ipynb #fs1
+def failure_sentence(
+    trials:list, # of a study
+) -> str: # empty where no trial failed
+    "How many trials failed, and the first reason of each family."
+    failed = [t for t in trials if t.status == 'failed']
+    if not failed: return ''
+    reasons = {t.family: t.reason for t in reversed(failed)}
+    listed = '; '.join(f'{family}: {reason}' for family, reason in reasons.items())
+    return f'{len(failed)} of {len(trials)} trials failed ({listed}).'
+
+def untested_sentence(
+    trials:list, # of a study
+) -> str: # empty where every point has a test utility, or none has
+    "Points of the front that have no test utility, though others have one."
+    again = [r for t in trials for r in t.retrained if 'utility' in r]
+    untested = sorted({r['epoch'] for r in again if 'test' not in r})
+    if not untested or len(untested) == len({r['epoch'] for r in again}): return ''
+    return (f"Points of epoch {', '.join(f'{e:g}' for e in untested)} are left out of the front: the loop gave no test utility "
+        'with those reports. Let it give one, or a function, with each report.')
+
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def payback_sentence(
     name:str, # of the dataset

@@ -120,6 +120,10 @@ def describe_configuration(
 # %% ../../nbs/60_report.tables.ipynb #c11a
 def no_front_message(trials:list) -> str:
     "Why a study has no front, and what to change."
+    again = [r for t in trials for r in t.retrained]
+    if again and not any('utility' in r for r in again):
+        return (f'All {len(again)} trainings of front points with fresh seeds failed, the first with "{again[0]["reason"]}", so '
+            'there is no front. Mend that, and train them anew with more fresh_seeds, or begin again.')
     failed = [t for t in trials if t.status == 'failed']
     why = f', the first with "{failed[0].reason}"' if failed else ''
     return (f'No point of this study is better than its reference point, so there is no front: {len(failed)} of '

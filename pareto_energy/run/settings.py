@@ -17,6 +17,8 @@ from ..front.log import current_hyperparameters
 from ..search.trajectory import STRATEGIES
 
 # %% ../../nbs/51_run.settings.ipynb #d02
+RETRAIN_SEED_START = 1000 # fresh seeds start here, beyond the seeds of searches
+
 def setting(
     doc:str, # one line, as it is shown to the user
     check, # function of the value: None where it is right, else what it must be
@@ -52,8 +54,8 @@ def _list_of(what, check):
     return check_all
 
 def _seeds(v):
-    right = isinstance(v, (list, tuple)) and v and all(_is_integer(s) and s >= 0 for s in v)
-    return None if right else 'a list of whole numbers from 0'
+    right = isinstance(v, (list, tuple)) and v and all(_is_integer(s) and 0 <= s < RETRAIN_SEED_START for s in v)
+    return None if right else f'a list of whole numbers from 0 to {RETRAIN_SEED_START - 1}'
 
 # %% ../../nbs/51_run.settings.ipynb #s02
 @dataclass(kw_only=True)
@@ -223,8 +225,8 @@ def read_settings(
     if not path.exists(): return None
     defaults = {f.name: _default(f) for f in fields(StudySettings)}
     recorded = current_names(json.loads(path.read_text(encoding='utf-8')), warn=False)
-    recorded['ranges'] = {family: current_hyperparameters(family, r)
-        for family, r in recorded['ranges'].items()}
+    if 'loops' not in recorded: # a loop of one's own may have the name of a family
+        recorded['ranges'] = {family: current_hyperparameters(family, r) for family, r in recorded['ranges'].items()}
     return defaults | recorded
 
 def _root(settings): return getattr(settings, 'root', None) # of a study that has decided where its folder is
@@ -234,7 +236,8 @@ def check_unchanged(settings:StudySettings):
 
     Raises: ValueError that names each changed setting."""
     before, now = read_settings(settings.study, _root(settings)), settings_record(settings)
-    if before is None: return
+    log = study_path(settings.study, root=_root(settings))/'trials.jsonl'
+    if before is None or not log.exists() or not log.stat().st_size: return
     changed = [f'{f.name} was {before[f.name]!r} and is now {now[f.name]!r}' for f in fields(StudySettings)
         if f.metadata['fixed'] and f.name != 'study' and before[f.name] != now[f.name]]
     if changed:

@@ -25,7 +25,7 @@ from ..search.strategies import SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
-from .settings import StudySettings, check_device, check_settings, check_unchanged, save_settings
+from .settings import RETRAIN_SEED_START, StudySettings, check_device, check_settings, check_unchanged, save_settings
 from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
     read_reference_machine, retrain,
     suggest, train_family, train_trial)
@@ -206,11 +206,11 @@ def _training(study, log, key, search, earlier):
     except (KeyboardInterrupt, MeterError) as e:
         log.append('interrupted', key, reason=type(e).__name__, spent=getattr(e, 'spent', 0.))
         raise
+    if event == 'failed' and not any(t.status == 'failed' for t in log.trials.values()):
+        warnings.warn(f"The trial {'/'.join(map(str, key))} failed, the first of this study: {content['reason']}", stacklevel=2)
     log.append(event, key, **content)
 
 # %% ../../nbs/53_run.study.ipynb #c18
-RETRAIN_SEED_START = 1000 # fresh seeds start here, far from the seeds of searches
-
 def retraining_job(
     study:FamilyStudy,
     log:TrialLog, # held by this process
@@ -398,19 +398,25 @@ def run_jobs(
 class StudyStopped(RuntimeError):
     "The user stopped a study; what was measured is recorded."
 
+class _Terminated(KeyboardInterrupt):
+    "The system asked the process to end, which is no fault of the trial under way."
+
 # %% ../../nbs/53_run.study.ipynb #i02b
 @contextmanager
 def graceful_interrupt():
     "Let the first Ctrl-C request a stop, and the second interrupt; gives a function: was a stop requested?"
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread(): return (yield requested.is_set)
+    def terminate(*_): raise _Terminated('the study was asked to end (SIGTERM)')
     def request_stop(*_):
         requested.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print('Stopping when the trial under way is recorded; once more to stop at once.', file=sys.stderr, flush=True)
-    before = signal.signal(signal.SIGINT, request_stop)
+    before = {number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGINT, request_stop), (signal.SIGTERM, terminate))}
     try: yield requested.is_set
-    finally: signal.signal(signal.SIGINT, before)
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../../nbs/53_run.study.ipynb #r02
 LOADING_SECONDS = 10. # that a trial has for the modules that a child imports once
@@ -522,8 +528,21 @@ def run_study(
         _run_rest(study, join, client, watch or (lambda trials: None), workers)
     return list(read_trials(study.log_path).values())
 
+_RUNNING = threading.Lock() # of the study that runs in this process
+
+@contextmanager
+def _one_study_at_a_time():
+    """Let one study run in a process: random states, signals and meters are the process's.
+
+    Raises: RuntimeError where another thread runs one."""
+    if not _RUNNING.acquire(blocking=False):
+        raise RuntimeError('Another thread of this process runs a study: run this one after it, or in a process of its own.')
+    try: yield
+    finally: _RUNNING.release()
+
 def _run_rest(study, join, client, watch, workers):
     with ExitStack() as stack:
+        stack.enter_context(_one_study_at_a_time())
         log = stack.enter_context(TrialLog(study.log_path, join))
         if not client and study.meter != 'simulated': stack.enter_context(machine_lock())
         if client: check_sendable(study.functions)

@@ -51,6 +51,13 @@ def import_for_suggestions():
     torch.broadcast_shapes((1,), (1,))
     sobol_points(Space(x=Float(0., 1.)), 1, 0)
 
+def _next_enqueued(search, earlier): # None where all have been trained
+    if not search.enqueued: return None
+    trained = [t.configuration for t in earlier]
+    for suggestion in search.enqueued:
+        if suggestion.configuration not in trained: return suggestion
+        trained.remove(suggestion.configuration)
+
 def suggest(
     measurement:MeasurementSettings,
     search:SearchTask, # what is searched
@@ -61,8 +68,7 @@ def suggest(
     "The strategy's next configuration, metered."
     import_for_suggestions()
     with torch_threads(measurement.threads), measurement.metered.window() as window:
-        if len(earlier) < len(search.enqueued): suggestion = search.enqueued[len(earlier)]
-        else: suggestion = STRATEGIES[strategy](search, earlier, seed)
+        suggestion = _next_enqueued(search, earlier) or STRATEGIES[strategy](search, earlier, seed)
         window.lap()
     reading = window.laps[0]
     return suggestion, Origin(suggestion.source, seconds=reading.seconds, joules=reading.joules,
