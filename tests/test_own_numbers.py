@@ -216,3 +216,73 @@ def test_options_that_json_changes_reach_the_loop_as_they_were_given(home):
     assert all(json.loads(json.dumps(t.configuration)) == t.configuration for t in study.trials_so_far)
     assert Study(layered, space, 'layers', **FEW | dict(epochs=1)).run().trials_so_far == study.trials_so_far
     assert len(study.front) and study.chart and study.conclusions
+
+
+def test_a_loop_may_change_its_configuration(home):
+    def pops(configuration, epochs):
+        lr = configuration.pop('lr')
+        configuration['layers'].insert(0, 64)
+        yield from (.5 + lr/10 + .01*len(configuration['layers']) for _ in range(epochs))
+    study = Study(pops, dict(lr=(.1, 1.), layers=[[8], [8, 8]]), 'pops', **FEW | dict(repeats=2)).run()
+    for t in study.trials_so_far: assert t.run['utility'][0] == pytest.approx(.5 + t.configuration['lr']/10 + .01*(1 + len(t.configuration['layers']))), t.reason
+
+
+def test_a_setting_that_was_wrong_before_the_first_trial_can_be_corrected(home):
+    with pytest.raises(RuntimeError): Study(each, dict(x=(0., 1.)), 'first', **FEW | dict(meter='zeus')).run()
+    assert len(Study(each, dict(x=(0., 1.)), 'first', **FEW).run().trials_so_far) == 4
+
+
+def test_a_configuration_that_is_enqueued_later_is_trained_next(home):
+    Study(each, dict(x=(0., 1.)), 'later', **FEW).run()
+    study = Study(each, dict(x=(0., 1.)), 'later', enqueued=[dict(x=.777)], **FEW | dict(trials=6)).run()
+    assert [t.configuration['x'] for t in study.trials_so_far].index(.777) == 4
+
+
+def test_a_study_that_runs_can_be_loaded(home):
+    from pareto_energy import load_study
+    seen = []
+
+    def looks(configuration, epochs):
+        if Study.__name__ and (home/'data/looked/trials.jsonl').exists(): seen.append(str(load_study('looked')))
+        yield from each(configuration, epochs)
+    Study(looks, dict(x=(0., 1.)), 'looked', **FEW).run()
+    assert '1 trials are recorded. The front is reported when the study is done.' in seen
+
+
+def test_two_threads_do_not_run_studies_at_once(home):
+    import threading
+    inside, errors = threading.Event(), []
+
+    def waits(configuration, epochs):
+        if not inside.is_set():
+            inside.set()
+            other = threading.Thread(target=run_other)
+            other.start()
+            other.join()
+        yield configuration['x']
+
+    def run_other():
+        try: Study(each, dict(x=(0., 1.)), 'other', **FEW).run()
+        except RuntimeError as e: errors.append(str(e))
+    Study(waits, dict(x=(0., 1.)), 'waits', **FEW).run()
+    assert len(errors) == 1 and 'Another thread of this process runs a study' in errors[0]
+
+
+PREEMPTED = '''
+import os, signal
+from pareto_energy import Study
+runs = []
+def train(configuration, epochs):
+    runs.append(configuration)
+    if os.environ.get('PREEMPT') and len(runs) == 3: os.kill(os.getpid(), signal.SIGTERM)
+    for epoch in range(epochs): yield .5 + configuration['x']/10
+study = Study(train, dict(x=(0., 1.)), 'preempted', trials=3, n_initial=2, epochs=2, fresh_seeds=1, front_points=1, meter='simulated', min_gain_per_cost=0.).run()
+print([(t.status, t.attempts) for t in study.trials_so_far])
+'''
+
+
+def test_a_trial_is_not_to_blame_for_the_end_of_its_machine(tmp_path):
+    environment = os.environ | dict(PARETO_ENERGY_HOME=str(tmp_path))
+    ends = [subprocess.run([sys.executable, '-c', PREEMPTED], env=environment | more, capture_output=True, text=True, timeout=600) for more in (dict(PREEMPT='1'), {})]
+    assert ends[0].returncode and 'asked to end (SIGTERM)' in ends[0].stderr
+    assert ends[1].stdout.strip() == str([('finished', 1)]*3), ends[1].stderr
