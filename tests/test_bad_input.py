@@ -84,6 +84,7 @@ def test_changed_parameters(home):
     from pareto_energy.cli import chapters_folder, check_study, load_parameters
     from pareto_energy.run.settings import save_settings
     save_settings(check_study(load_parameters('smoke', [], chapters_folder())))
+    log_with(home) # before its first trial, a setting may be corrected
     assert 'epochs was 6 and is now 5' in complaint('smoke', '-p', 'epochs=5')
 
 
