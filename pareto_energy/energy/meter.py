@@ -317,7 +317,9 @@ class _Readings:
     def _close(self, work, counts, ends_lap):
         self.meter.finish(work)
         now = self._now()
-        self._segments.append(_Segment(now[0] - self._last[0], now[1] - self._last[1], counts, ends_lap))
+        is_read = ends_lap and not counts and not any(s.counts for s in self._segments) # but for its end
+        if is_read: self._end_lap()
+        self._segments.append(_Segment(now[0] - self._last[0], now[1] - self._last[1], counts, ends_lap and not is_read))
         self._last = now
         if now[0] - self._start[0] >= self.min_seconds: self.read()
 

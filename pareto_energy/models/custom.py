@@ -6,7 +6,7 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import ast, copy, enum, gc, hashlib, inspect, math, os, random, sys, sysconfig, textwrap, threading, time, warnings
+import ast, copy, enum, gc, hashlib, inspect, math, os, random, signal, sys, sysconfig, textwrap, threading, time, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -60,9 +60,19 @@ _MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop',
     'partial_fit', 'load_state_dict', 'step'}
 
 def syntax_of(function):
-    "The syntax tree of a function, without comments and layout; None where its source is not known."
-    try: return ast.parse(textwrap.dedent(inspect.getsource(function)))
+    "The syntax tree of a function or class, without comments and layout; None where its source is not known."
+    try: tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError): return None
+    if getattr(function, '__name__', '') != '<lambda>': return tree
+    lambdas = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda)]
+    return lambdas[0] if len(lambdas) == 1 else None
+
+def _describe_syntax(node):
+    "A syntax tree as nested tuples that are the same in each version of Python."
+    if isinstance(node, list): return [_describe_syntax(n) for n in node]
+    if not isinstance(node, ast.AST): return repr(node)
+    fields = [(n, _describe_syntax(v)) for n, v in ast.iter_fields(node) if v is not None and v != []]
+    return type(node).__name__, fields
 
 def _is_change(node): # of a value by its name
     if isinstance(node, ast.Attribute) and node.attr in _MUTATORS: return True
@@ -91,11 +101,13 @@ def surroundings(function, tree):
     "Name -> value around a function that it uses, without what it changes itself."
     closure = inspect.getclosurevars(function).nonlocals
     names = _names_of_code(function.__code__)
-    used = {n: v for n, v in function.__globals__.items() if n in names and not isinstance(v, ModuleType)}
+    used = {n: v for n, v in function.__globals__.items() if n in names}
+    modules = {n: used.pop(n) for n, v in [*used.items()] if isinstance(v, ModuleType)}
+    own = {f'{n}.{a}': v for n, m in modules.items() if not _is_library(m) for a, v in vars(m).items() if a in names}
     positional = function.__code__.co_varnames[:function.__code__.co_argcount]
     defaults = dict(zip(reversed(positional), reversed(function.__defaults__ or ()))) | (function.__kwdefaults__ or {})
     changed = _changed_names(tree) if tree else set()
-    return {n: v for n, v in (used | closure | defaults).items() if n not in changed}
+    return {n: v for n, v in (used | own | closure | defaults).items() if n not in changed}
 
 # %% ../../nbs/25_models.custom.ipynb #n03
 def _describe_array(array):
@@ -121,9 +133,9 @@ def _describe_value(value, seen=()):
     if isinstance(value, (enum.Enum, range, torch.dtype, torch.device)): return repr(value)
     if inspect.ismethod(value): return inside(value.__func__), inside(value.__self__)
     if inspect.isfunction(value) or inspect.isclass(value): return _describe_code(value, inside)
-    if isinstance(value, dict): return [(repr(k), inside(v)) for k, v in value.items()]
+    if isinstance(value, dict): return [(inside(k), inside(v)) for k, v in value.items()]
     if isinstance(value, (list, tuple, np.ndarray)): return [inside(v) for v in value]
-    if isinstance(value, (set, frozenset)): return sorted(map(repr, value))
+    if isinstance(value, (set, frozenset)): return sorted(repr(inside(v)) for v in value)
     return _describe_object(value, inside)
 
 def _describe_object(value, inside):
@@ -137,30 +149,41 @@ def _is_data(value):
     return isinstance(value, (np.ndarray, torch.Tensor, tuple)) or hasattr(value, '__getitem__') and hasattr(value, '__dict__')
 
 def _is_library(value):
-    "Does a function or a class come with Python or this package, or was it installed?"
-    if value.__module__ == '__main__': return False
-    file = getattr(sys.modules.get(value.__module__), '__file__', None)
-    if file is None: return not inspect.isfunction(value)
-    if value.__module__.startswith('pareto_energy.'): return True
+    "Does a function, a class or a module come with Python or this package, or was it installed?"
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    if name == '__main__': return False
+    if name == 'builtins': return not inspect.isfunction(value)
+    if name.partition('.')[0] in {*sys.stdlib_module_names, 'pareto_energy'}: return True
+    file = getattr(sys.modules.get(name), '__file__', None)
+    if file is None: return False
     return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
 
 def _bytecode(code):
-    constants = [_bytecode(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    constants = [_bytecode(c) if isinstance(c, CodeType) else _describe_value(c) for c in code.co_consts]
     return code.co_code.hex(), constants, code.co_names
 
 def _describe_code(value, inside): # a function or a class; of a library its name, and what a function has around it
     name, tree = f'{value.__module__}.{value.__qualname__}', syntax_of(value)
-    if inspect.isclass(value): return name if _is_library(value) or not tree else ast.dump(tree)
-    source = name if _is_library(value) else ast.dump(tree) if tree else _bytecode(value.__code__)
+    if inspect.isclass(value): return name if _is_library(value) else _describe_class(value, tree, inside)
+    source = name if _is_library(value) else _describe_syntax(tree) if tree else _bytecode(value.__code__)
     around = inspect.getclosurevars(value).nonlocals if _is_library(value) else surroundings(value, tree)
     return source, [(n, inside(v)) for n, v in sorted(around.items())]
+
+def _describe_class(value, tree, inside): # of the user's, with its bases and what its methods have around them
+    parts = [(n, inside(m)) for n, m in vars(value).items() if inspect.isroutine(m) or isinstance(m, (str, int, float))]
+    return _describe_syntax(tree) if tree else value.__qualname__, [inside(b) for b in value.__bases__], parts
 
 def fingerprint(
     train, # a loop
     version:str|None=None, # of your own, which replaces source and data
 ) -> str: # 16 letters
-    "What a loop is: its source, and the values and data that it uses."
-    described = ('version', version) if version is not None else _describe_value(train)
+    """What a loop is: its source, and the values and data that it uses.
+
+    Raises: `ValueError` where these are nested too deeply to be followed."""
+    try: described = ('version', version) if version is not None else _describe_value(train)
+    except RecursionError as e:
+        raise ValueError(f"{loop_name(train)} uses a value that is nested too deeply to be compared: give the study a "
+            "version, such as version='1', and another one whenever the loop or its data change.") from e
     return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 # %% ../../nbs/25_models.custom.ipynb #r01
@@ -177,6 +200,7 @@ def _parse_utility(value, what='utility'):
 
 def _read_utility(value, what): # it may be nan
     value = value() if callable(value) else value
+    if getattr(value, 'size', 0) == 1 or isinstance(value, torch.Tensor) and value.numel() == 1: value = np.ravel(value.tolist())[0]
     try: return float(value)
     except (TypeError, ValueError) as e:
         raise ValueError(f'the {what} must be a number, or a function that gives one, not {value!r}') from e
@@ -194,6 +218,11 @@ def _parse_predictor(predict):
     raise ValueError(f'predict must be a function and the number of examples that it answers, above 0, not {predict!r}')
 
 # %% ../../nbs/25_models.custom.ipynb #r02a
+def _read_epoch(epoch): # nan where it is none
+    try: number = float(epoch)
+    except (TypeError, ValueError): return math.nan
+    return int(number) if number.is_integer() else number
+
 class ReportedEpochs:
     "The epochs that a loop has reported so far."
     def __init__(self,
@@ -220,9 +249,13 @@ class ReportedEpochs:
         if self.epochs and (epoch is not None) != self.are_named:
             raise ValueError('some reports name their epoch and others do not: let all of them do so, or none')
         if epoch is None: return len(self.epochs) + 1
-        is_number = isinstance(epoch, (int, float)) and math.isfinite(epoch)
-        if is_number and epoch > self.last: return epoch
-        raise ValueError(f'the epoch of a report must be a number above that of the report before, {self.last}, not {epoch!r}')
+        number = _read_epoch(epoch)
+        if not self.epochs and number > self.max_epochs:
+            raise ValueError(f'the first report is of the epoch {number}, but the run has {self.max_epochs}: '
+                'give the number of the epoch, not of the step, and train no longer than epochs')
+        if number > self.last: return number
+        least = f'above that of the report before, {self.last}' if self.epochs else 'above 0: epochs count from 1'
+        raise ValueError(f'the epoch of a report must be a number {least}; found {epoch!r}')
 
     def add(self, epoch:float, is_named:bool):
         "Take one more epoch that was checked."
@@ -252,7 +285,7 @@ class _Stretches:
     ):
         self.window = window
         self.epoch_ended = False # has the epoch under way ended, and only its report is missing?
-        self.place = os.getpid(), threading.get_ident()
+        self.pid = os.getpid()
         self.is_over = False # has the run ended?
 
     def end_epoch(self):
@@ -276,10 +309,13 @@ class _Stretches:
         if self.epoch_ended: self.window.exclude()
         self.epoch_ended = False
 
+    def __reduce__(self):
+        raise TypeError('a report works in the process that the loop began in: send the utility there, and report it there')
+
     def _check_place(self):
         if self.is_over: raise RuntimeError('a report came after its run had ended: report before the loop ends')
-        if self.place != (os.getpid(), threading.get_ident()):
-            raise RuntimeError('a report came from another process or thread: report from the one that the loop began in')
+        if self.pid != os.getpid():
+            raise RuntimeError('a report came from another process: report from the one that the loop began in')
 
 # %% ../../nbs/25_models.custom.ipynb #r03
 class Report(_Stretches):
@@ -320,6 +356,8 @@ class Report(_Stretches):
         `RuntimeError` for a report from elsewhere or after the run."""
         self._check_place()
         if self.times_stopped: self._stop()
+        if type(test) is int and test > 1:
+            raise ValueError(f'the second value of a report is the utility on the test part, not an epoch: write epoch={test}')
         number = self.progress.check(epoch)
         self.pause(number - self.progress.last)
         if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
@@ -364,9 +402,13 @@ def _run_loop(train, configuration, seed, report):
             if isinstance(result, Iterator): _consume_iterator(result, report)
             elif result is not None and not report.epochs: _report_result(result, report)
     except StopTraining: pass
+    except Exception as e:
+        if not report.times_stopped: raise
+        warnings.warn(f'The run had ended when the loop raised {type(e).__name__}: {e}. What it reported before counts.')
     finally: report.is_over = True
     if not report.epochs:
-        raise ValueError('no utility was given: yield it after each epoch, call report with it, or return it')
+        raise ValueError('no utility was given: yield it after each epoch, call report with it in the process that the loop '
+            'began in, or return it')
 
 def _wanted_arguments(train, seed, report):
     offered = dict(report=report, seed=seed, epochs=report.progress.max_epochs)
@@ -423,13 +465,28 @@ def _forbid_exit():
 @contextmanager
 def _as_before():
     "The working folder, warnings, NumPy's error handling and torch's settings, as they were before."
-    folder, errors, collects = os.getcwd(), np.geterr(), gc.isenabled()
+    folder, errors, collects = _working_folder(), np.geterr(), gc.isenabled()
     try:
-        with warnings.catch_warnings(), _torch_as_before(): yield
+        with warnings.catch_warnings(), _torch_as_before(), _signals_as_before(): yield
     finally:
-        os.chdir(folder)
+        if folder: os.chdir(folder)
         np.seterr(**errors)
         if collects: gc.enable()
+
+@contextmanager
+def _signals_as_before(): # handlers, and the alarm of a watchdog
+    numbers = {n for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGALRM', None)) if n}
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
+    has_alarm = hasattr(signal, 'getitimer') and signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    try: yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            if not has_alarm and hasattr(signal, 'setitimer'): signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items(): signal.signal(number, handler)
+
+def _working_folder(): # None where it is gone
+    try: return os.getcwd()
+    except FileNotFoundError: return None
 
 @contextmanager
 def _torch_as_before():
@@ -444,14 +501,30 @@ def _torch_as_before():
         torch.use_deterministic_algorithms(deterministic)
 
 # %% ../../nbs/25_models.custom.ipynb #t01
-_warmed_up = set() # names of the loops that have run in this process
+_warmed_up = set() # loops that have run in this process
 
 def _first_call(train):
-    "Whether no loop of this name has run in this process."
-    name = getattr(train, '__module__', ''), getattr(train, '__qualname__', repr(train))
-    is_new = name not in _warmed_up
-    _warmed_up.add(name)
+    "Whether no loop of this name, with such values around it, has run in this process."
+    values = inspect.getclosurevars(train).nonlocals if inspect.isfunction(train) else {}
+    plain = {n: v for n, v in values.items() if isinstance(v, (str, int, float, type))}
+    key = getattr(train, '__module__', ''), getattr(train, '__qualname__', repr(train)), repr(plain)
+    is_new = key not in _warmed_up
+    _warmed_up.add(key)
     return is_new
+
+def _warn_of_state(name, before, after):
+    "Say where a loop, with the same configuration and seed, gave another utility the second time."
+    if abs(after - before) <= 1e-3*max(abs(before), abs(after)): return
+    warnings.warn(f'The loop {name} gave {before:.4g} and then {after:.4g} with the same configuration and seed: it keeps '
+        'something from one run to the next (a model, data changed in place, a checkpoint), or its seed does not decide '
+        'everything. Make what it changes inside the loop, and use its argument seed.', stacklevel=2)
+
+def _warn_of_threads(name, before):
+    "Say which threads that a loop began go on after its run."
+    left = [t.name for t in {*threading.enumerate()} - before if type(t).__name__ != 'TMonitor'] # of tqdm, which sleeps
+    if not left: return
+    warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after it: "
+        f"{', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
 
 class LoopTrainer(Trainer):
     "A loop of your own with one configuration; its model is the `Report` of the last repeat."
@@ -471,29 +544,32 @@ class LoopTrainer(Trainer):
         self.test = test
         self.threads = threads
         self.sign = sign
+        self.first_utility = None # of the warm-up
 
     def warm_up(self, window):
         "Run the loop until its first report."
         if not _first_call(self.train): return
-        report = Report(window, self.max_epochs, evaluate=False, stop_after=1)
-        _run_loop(self.train, self.configuration, self.seed, report)
+        report = Report(window, self.max_epochs, sign=self.sign, stop_after=1)
+        threads = {*threading.enumerate()}
+        with self._noting_failure(report): _run_loop(self.train, self.configuration, self.seed, report)
         window.exclude()
         window.read()
         window.laps.clear()
+        self.first_utility = report.utilities[0]
+        _warn_of_threads(loop_name(self.train), threads)
 
     def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
         report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule,
             stop_after=stop_after, sign=self.sign)
-        try: _run_loop(self.train, self.configuration, self.seed, report)
+        try:
+            with self._noting_failure(report): _run_loop(self.train, self.configuration, self.seed, report)
         except FloatingPointError as e:
-            self._fail(report)
             if not report.utilities: raise
             raise Diverged(f'{e} in epoch {self.failed_epoch:g}', report, report.utilities) from e
-        except (Exception, SystemExit):
-            self._fail(report)
-            raise
         finally:
             if evaluate: self._note_epochs(report)
+        if evaluate and self.first_utility is not None:
+            _warn_of_state(loop_name(self.train), before=self.first_utility, after=report.utilities[0])
         if not evaluate and len(report.epochs) != stop_after:
             raise ValueError(f'the run ended after {len(report.epochs)} reports, and after {stop_after} before: '
                 'the same seed must give the same run')
@@ -504,7 +580,12 @@ class LoopTrainer(Trainer):
         counts = 'epochs' in inspect.signature(self.train).parameters and not report.progress.are_named
         self.ended_early = counts and not report.times_stopped and 0 < len(report.epochs) < self.max_epochs
 
-    def _fail(self, report): self.failed_epoch = math.floor(report.progress.last) + 1
+    @contextmanager
+    def _noting_failure(self, report):
+        try: yield
+        except BaseException:
+            self.failed_epoch = math.floor(report.progress.last) + 1
+            raise
 
     def test_utility(self, report):
         return None if report.test_utility is None else self.sign*_parse_utility(report.test_utility, 'test utility')

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'TrainingFailed']
 
 # %% ../../nbs/23_models.run.ipynb #imp
-import math, time, warnings
+import gc, math, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
@@ -328,13 +328,21 @@ def fail_training(
 ):
     """Turn an exception into a failed training.
 
-    Raises: `TrainingFailed` in place of any exception but `MeterError`, and of an end of the program."""
+    Raises: `TrainingFailed` in place of any exception but `MeterError` and an interruption."""
     try: yield
-    except (MeterError, TrainingFailed): raise
-    except (Exception, SystemExit) as e:
+    except (MeterError, TrainingFailed, KeyboardInterrupt, GeneratorExit): raise
+    except BaseException as e: # such as a task that was cancelled
         epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % repeats.laps_per_run + 1
-        what = f'the training ended the program with status {e.code}' if isinstance(e, SystemExit) else e
-        raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {what}', repeats.spent) from e
+        raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {_message(e)}', repeats.spent) from e
+
+_MAX_LETTERS = 2_000 # of a reason in the log
+
+def _message(error):
+    if isinstance(error, SystemExit): return f'the training ended the program with status {error.code}'
+    try: text = str(error)
+    except Exception: return 'its message cannot be made'
+    text = text.encode(errors='backslashreplace').decode()
+    return text if len(text) <= _MAX_LETTERS else f'{text[:_MAX_LETTERS]}…'
 
 # %% ../../nbs/23_models.run.ipynb #r02
 def build_run(
@@ -378,7 +386,7 @@ def run_trainer(
     rule = StoppingRule(settings.deadline, settings.should_continue)
     repeats = Repeats(trainer, epochs, stopping_rule=rule, stop_after=settings.stop_after)
     inference = None
-    with fail_training(repeats):
+    with fail_training(repeats), _spare_existing_objects(meter):
         with meter.window(settings.target_rel_se) as window:
             repeats.laps = window.laps
             trainer.warm_up(window)
@@ -386,6 +394,14 @@ def run_trainer(
         if settings.with_inference: inference = _measure_inference(trainer, model, meter)
         test = trainer.test_utility(model) if settings.test else None
     return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference)
+
+@contextmanager
+def _spare_existing_objects(meter):
+    "Keep Python's garbage collection, while a training is metered, from what existed before it."
+    if meter.label != 'simulated': gc.collect()
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
 
 def _measure_inference(trainer, model, meter):
     predictor = trainer.predictor(model)

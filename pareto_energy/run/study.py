@@ -6,7 +6,7 @@
 __all__ = ['FamilyStudy', 'StudyStopped', 'run_study', 'total_joules', 'study_status']
 
 # %% ../../nbs/53_run.study.ipynb #imp
-import itertools, json, math, signal, statistics, sys, threading, time, warnings
+import itertools, json, math, os, signal, statistics, sys, threading, time, warnings
 from collections import Counter, defaultdict
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -402,6 +402,13 @@ class _Terminated(KeyboardInterrupt):
     "The system asked the process to end, which is no fault of the trial under way."
 
 # %% ../../nbs/53_run.study.ipynb #i02b
+_OWN_HANDLERS = {} # signal -> the handler before, while a study handles it
+
+def _restore_handlers(): # in a process that a loop forks, which ends as in any program
+    for number, handler in _OWN_HANDLERS.items(): signal.signal(number, handler)
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restore_handlers)
+
 @contextmanager
 def graceful_interrupt():
     "Let the first Ctrl-C request a stop, and the second interrupt; gives a function: was a stop requested?"
@@ -414,8 +421,10 @@ def graceful_interrupt():
         print('Stopping when the trial under way is recorded; once more to stop at once.', file=sys.stderr, flush=True)
     before = {number: signal.signal(number, handler)
         for number, handler in ((signal.SIGINT, request_stop), (signal.SIGTERM, terminate))}
+    _OWN_HANDLERS.update(before)
     try: yield requested.is_set
     finally:
+        _OWN_HANDLERS.clear()
         for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../../nbs/53_run.study.ipynb #r02
