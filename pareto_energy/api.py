@@ -62,8 +62,7 @@ class Results:
 
     @property
     def measured_trials(self):
-        trials = self.trials_so_far
-        if trials: return trials
+        if trials := self.trials_so_far: return trials
         raise ValueError(f'The study {self.study} has no trials yet: run() it first.')
 
     @property
@@ -83,6 +82,11 @@ class Results:
     @property
     def tables(self): # dataset -> the front as it is printed
         return {name: format_front(rows) for name, rows in self.front.groupby('dataset', sort=False)}
+
+    @property
+    def unfinished_message(self): # what is still to be done; empty where nothing is
+        progress = '' if self.done else progress_sentence(self, self.trials_so_far)
+        return progress and f'The study is not done: {progress} This is the front of what was trained again so far.'
 
     @property
     def conclusions(self): # sentences
@@ -112,13 +116,14 @@ class Results:
 
     def __str__(self):
         if self.status_message: return self.status_message
-        return '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
+        tables = [table.to_string(index=False) for table in self.tables.values()]
+        return '\n'.join(filter(None, (self.unfinished_message, *tables, *self.conclusions)))
 
     def _ipython_display_(self):
         from IPython.display import Markdown, display
         if self.status_message: return display(Markdown(self.status_message))
-        with pd.option_context('display.max_colwidth', None):
-            display(self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions)))
+        about = Markdown(self.unfinished_message), self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions))
+        with pd.option_context('display.max_colwidth', None): display(*about[not self.unfinished_message:])
 
 # %% ../nbs/70_api.ipynb #v01
 def progress_sentence(
@@ -259,7 +264,12 @@ def set_aside(folder):
     if not (folder/'trials.jsonl').exists(): return
     if active_writers(folder/'trials.jsonl'):
         raise RuntimeError(f'Another process is at work on the study in {folder}: stop it before a restart.')
-    folder.rename(next(path for path in _names_aside(folder) if not path.exists()))
+    aside = next(path for path in _names_aside(folder) if not path.exists())
+    aside.mkdir()
+    for path in [*folder.iterdir()]:
+        holds_studies = path.is_dir() and any(path.rglob('trials.jsonl')) # of their own, such as digits/augmented
+        if not holds_studies: path.rename(aside/path.name)
+    if not any(folder.iterdir()): folder.rmdir()
 
 def _names_aside(folder): return (folder.with_name(f'{folder.name}.before-{n}') for n in itertools.count(1))
 
@@ -399,6 +409,11 @@ class LoadedStudy(Results):
     ):
         trials, self.ref_points, self.settings = read_study(study)
         self.study = study
+        self.searches = list(dict.fromkeys(t.key[:-1] for t in trials)) # that have begun
+
+    def __getattr__(self, name): # a setting, as of the study that it was
+        try: return self.__dict__['settings'][name]
+        except KeyError: raise AttributeError(f'This study has no {name!r}.') from None
 
     @property
     def log_path(self): return study_path(self.study)/'trials.jsonl'

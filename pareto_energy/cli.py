@@ -265,7 +265,7 @@ def read_front(
     path = study_path(study)/'front.csv'
     if not path.exists():
         raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
-    return pd.read_csv(path)
+    return pd.read_csv(path, keep_default_na=True).fillna(dict(unit=''))
 
 def conclusions(
     name:str, # of a dataset
@@ -279,7 +279,9 @@ def print_front(
     study:str, # its name
 ):
     "The front of each dataset as a table, and what it says."
+    from pareto_energy.api import load_study
     from pareto_energy.report.tables import format_front
+    if message := load_study(study).unfinished_message: typer.echo(message + '\n')
     for name, rows in read_front(study).groupby('dataset', sort=False):
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))

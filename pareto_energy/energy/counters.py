@@ -233,8 +233,7 @@ def _tracker():
         country_iso_code='GBR', region=None, cloud_provider=None, cloud_region=None, country_2letter_iso_code=None,
         project_name='pareto_energy', experiment_id=None, experiment_name=None, measure_power_secs=3600,
         api_call_interval=-1, api_endpoint=None, api_key=None, output_dir='.', output_file='emissions.csv',
-        output_methods=[], output_handlers=[], save_to_file=False, save_to_api=False, save_to_logger=False,
-        save_to_prometheus=False, save_to_logfire=False, on_csv_write='append', log_level='error', gpu_ids=None,
+        output_methods=[], output_handlers=[], on_csv_write='append', log_level='error', gpu_ids=None,
         electricitymaps_api_token=None, tracking_mode='machine', force_cpu_power=None, force_ram_power=None,
         force_mode_cpu_load=False, pue=1, wue=0, allow_multiple_runs=True, rapl_include_dram=False,
         rapl_prefer_psys=False)

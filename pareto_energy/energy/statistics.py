@@ -6,7 +6,7 @@
 __all__ = ['ci_half_width']
 
 # %% ../../nbs/13_energy.statistics.ipynb #imp
-import math
+import math, warnings
 import numpy as np
 from .meter import standard_error
 
@@ -68,7 +68,9 @@ def rank_agreement(
     from scipy import stats
     def tau(a, b): return stats.kendalltau(a, b).statistic
     pairs = np.asarray(x), np.asarray(y)
-    bootstrap = stats.bootstrap(
-        pairs, tau, paired=True, vectorized=False, n_resamples=999, method='percentile', rng=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', stats.DegenerateDataWarning) # of few values the interval is nan
+        bootstrap = stats.bootstrap(
+            pairs, tau, paired=True, vectorized=False, n_resamples=999, method='percentile', rng=seed)
     interval = bootstrap.confidence_interval
     return dict(tau=float(tau(x, y)), low=float(interval.low), high=float(interval.high))

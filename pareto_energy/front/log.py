@@ -518,7 +518,9 @@ class TrialLog(_LockedLog):
     Raises: OSError for a published log; RuntimeError where another process has it; PermissionError where it can't be written."""
     def refresh(self):
         "Read what others have added; damage is set aside."
-        if not self.path.exists(): return
+        if not self.path.exists() and not self.size: return
+        if not self.path.exists():
+            raise OSError(f'{self.path} was removed while its study ran: put it back, or start the study again from its beginning.')
         file = self.path.stat()
         if file.st_ino != self.identity or file.st_size < self.size:
             self.contents, self.identity, self.size = LogState(), file.st_ino, 0

@@ -109,7 +109,7 @@ def surroundings(function, tree):
     changed = _changed_names(tree) if tree else set()
     return {n: v for n, v in (used | own | closure | defaults).items() if n not in changed}
 
-# %% ../../nbs/25_models.custom.ipynb #n03
+# %% ../../nbs/25_models.custom.ipynb #n03a
 def _describe_array(array):
     content = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
     return str(array.dtype), array.shape, content
@@ -120,6 +120,20 @@ def _describe_table(table): # of pandas
     columns = table.columns if hasattr(table, 'columns') else [table.name]
     return [*map(str, columns)], _describe_array(hashes)
 
+def _is_data(value):
+    return isinstance(value, (np.ndarray, torch.Tensor, tuple)) or hasattr(value, '__getitem__') and hasattr(value, '__dict__')
+
+def _is_library(value):
+    "Does a function, a class or a module come with Python or this package, or was it installed?"
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    if name == '__main__': return False
+    if name == 'builtins': return not inspect.isfunction(value)
+    if name.partition('.')[0] in {*sys.stdlib_module_names, 'pareto_energy'}: return True
+    file = getattr(sys.modules.get(name), '__file__', None)
+    if file is None: return False
+    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
+
+# %% ../../nbs/25_models.custom.ipynb #n03
 def _describe_value(value, seen=()):
     "A value as nested lists of strings; of an object that is no data, its type."
     if isinstance(value, (str, bytes, int, float, complex, bool, np.generic, type(None))): return repr(value)
@@ -144,19 +158,6 @@ def _describe_object(value, inside):
     if _is_library(kind): kept = {k: v for k, v in parts.items() if _is_data(v) or kind.__name__ in ('Namespace', 'SimpleNamespace')}
     else: kept = {k: v for k, v in parts.items() if k not in _changed_attributes(syntax_of(kind) or ast.Module([], []))}
     return inside(kind), [(k, inside(v)) for k, v in sorted(kept.items())]
-
-def _is_data(value):
-    return isinstance(value, (np.ndarray, torch.Tensor, tuple)) or hasattr(value, '__getitem__') and hasattr(value, '__dict__')
-
-def _is_library(value):
-    "Does a function, a class or a module come with Python or this package, or was it installed?"
-    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-    if name == '__main__': return False
-    if name == 'builtins': return not inspect.isfunction(value)
-    if name.partition('.')[0] in {*sys.stdlib_module_names, 'pareto_energy'}: return True
-    file = getattr(sys.modules.get(name), '__file__', None)
-    if file is None: return False
-    return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
 
 def _bytecode(code):
     constants = [_bytecode(c) if isinstance(c, CodeType) else _describe_value(c) for c in code.co_consts]
@@ -190,12 +191,14 @@ def fingerprint(
 class StopTraining(BaseException):
     "No further epoch is wanted."
 
+_MAX_UTILITY = 1e100 # beyond it a training has diverged
+
 def _parse_utility(value, what='utility'):
     """A reported utility as a number.
 
-    Raises: `ValueError` where it is no number, `FloatingPointError` where it is not finite."""
+    Raises: `ValueError` where it is no number, `FloatingPointError` where it is not finite, or beyond 10¹⁰⁰."""
     number = _read_utility(value, what)
-    if not math.isfinite(number): raise FloatingPointError(f'the {what} became {number}')
+    if not abs(number) <= _MAX_UTILITY: raise FloatingPointError(f'the {what} became {number}')
     return number
 
 def _read_utility(value, what): # it may be nan
@@ -346,6 +349,7 @@ class Report(_Stretches):
 
     def __call__(self,
         utility, # on the validation part: a number, or a function that returns it
+        *unnamed, # none: what follows is given by name
         test=None, # the same for the test part
         predict=None, # (function that predicts a batch, examples in it)
         epoch:float|None=None, # that the report belongs to, where not every epoch has one; None: counted
@@ -356,8 +360,7 @@ class Report(_Stretches):
         `RuntimeError` for a report from elsewhere or after the run."""
         self._check_place()
         if self.times_stopped: self._stop()
-        if type(test) is int and test > 1:
-            raise ValueError(f'the second value of a report is the utility on the test part, not an epoch: write epoch={test}')
+        if unnamed: raise ValueError('a report takes one value, the utility: give the others by name, as test=, predict= or epoch=')
         number = self.progress.check(epoch)
         self.pause(number - self.progress.last)
         if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
@@ -421,7 +424,8 @@ def _report_result(result, report):
     if isinstance(result, dict): return report(**result)
     if not isinstance(result, tuple): return report(result)
     if len(result) > 1 and result[1] is not None and not callable(result[1]): _warn_of_tuple()
-    report(*result)
+    if len(result) > 3: raise ValueError('a loop gives a utility, that of the test part, and how to predict; more only as a dict')
+    report(result[0], **dict(zip(('test', 'predict'), result[1:])))
 
 @cache
 def _warn_of_tuple(): # once in a process
@@ -500,7 +504,7 @@ def _torch_as_before():
         torch.autograd.set_detect_anomaly(finds_anomalies)
         torch.use_deterministic_algorithms(deterministic)
 
-# %% ../../nbs/25_models.custom.ipynb #t01
+# %% ../../nbs/25_models.custom.ipynb #t00a
 _warmed_up = set() # loops that have run in this process
 
 def _first_call(train):
@@ -526,6 +530,7 @@ def _warn_of_threads(name, before):
     warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after it: "
         f"{', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
 
+# %% ../../nbs/25_models.custom.ipynb #t01
 class LoopTrainer(Trainer):
     "A loop of your own with one configuration; its model is the `Report` of the last repeat."
     def __init__(self,

@@ -17,14 +17,15 @@ from ..models.space import Categorical, Float, Int, Ordinal, Space
 from ..front.log import KEY, read_study
 
 # %% ../../nbs/66_report.export.ipynb #t01
-def _last_epoch(run):
-    return dict(epochs=len(run['utility']), utility=run['utility'][-1], joules=run['joules'][-1], se=run['se'][-1],
+def _last_epoch(t):
+    run = t.run
+    return dict(epochs=t.epochs[-1], utility=run['utility'][-1], joules=run['joules'][-1], se=run['se'][-1],
         seconds=run['seconds'], parameters=run.get('parameters'))
 
 def _row(t):
     key = dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin.source)
     configuration = {f'configuration.{name}': value for name, value in t.configuration.items()}
-    last = _last_epoch(t.run) if t.status == 'finished' else {}
+    last = _last_epoch(t) if t.status == 'finished' else {}
     return key | configuration | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)
 
 def trials_table(

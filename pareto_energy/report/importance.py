@@ -27,8 +27,11 @@ def log_energy_excess(
 # %% ../../nbs/63_report.importance.ipynb #c07
 MAX_TRIALS = 300 # of one table; of more, a sample is taken
 
-def _flat(configuration): # lists and dicts, which are choices, as text
-    return {name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in configuration.items()}
+_COLUMNS = ('trial', 'epochs', 'utility', 'joules', 'energy', 'excess') # of each table
+
+def _flat(configuration): # lists and dicts, which are choices, as text; names of columns are marked
+    named = {f'{name} (parameter)' if name in _COLUMNS else name: v for name, v in configuration.items()}
+    return {name: json.dumps(v) if isinstance(v, (list, dict)) else v for name, v in named.items()}
 
 def learning_table(
     trials:list, # of one dataset and family

@@ -43,7 +43,7 @@ def without_drift(
 # %% ../../nbs/60_report.tables.ipynb #d04p
 def format_rounded(x:float) -> str:
     "Format a number to two digits, without exponent."
-    return f"{float(f'{x:.2g}'):,.10g}"
+    return f'{x:.1e}' if 0 < abs(x) < 1e-9 or abs(x) >= 1e15 else f"{float(f'{x:.2g}'):,.10g}"
 
 def format_interval(
     value:float,
@@ -52,6 +52,7 @@ def format_interval(
     "Format a value with its interval, both to the same digit."
     if math.isnan(half_width): return f'{value:.3g}'
     if not half_width > 0: return f'{value:.3g} ± {half_width:.0f}'
+    if not 1e-6 < half_width < 1e9: return f'{value:.2e} ± {half_width:.1e}'
     digits = max(0, 1 - math.floor(math.log10(half_width)))
     return f'{value:.{digits}f} ± {half_width:.{digits}f}'
 

@@ -32,14 +32,22 @@ class Executor:
 
 class InProcessExecutor(Executor):
     "Tasks run in this process."
+    def __init__(self,
+        interrupted=None, # function: was the task under way interrupted?
+    ):
+        self.interrupted = interrupted or (lambda: False)
+
     def submit(self,
         task, # a function
         *args, # its arguments
     ) -> Future: # done
-        "Run a task at once."
+        """Run a task at once.
+
+        Raises: KeyboardInterrupt where it was interrupted, even if it came to an end."""
         future = Future()
         try: future.set_result(task(*args))
         except Exception as e: future.set_exception(e)
+        if self.interrupted(): raise KeyboardInterrupt
         return future
 
 # %% ../../nbs/50_run.executors.ipynb #b02
@@ -123,6 +131,7 @@ def _end_with_parent(parent):
 def _call(task): task()
 
 def _in_child(path, seconds, memory, task, *args):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'a') as report: return _run_bounded(seconds, memory, report, task, *args)
 
 # %% ../../nbs/50_run.executors.ipynb #d03
@@ -188,9 +197,11 @@ class SubprocessExecutor(Executor):
     def _died(self, message):
         "A future that holds how the child died."
         code, future = re.search(r'\{(.*)\}', message), Future()
-        reason = _describe_death(code[1] if code else 'no code', self.report.read_text(), self.seconds)
+        reason = _describe_death(code[1] if code else 'no code', self._report_text(), self.seconds)
         future.set_exception(WorkerDied(reason, self._joules_so_far()))
         return future
+
+    def _report_text(self): return self.report.read_text() if self.report.exists() else '' # a cleaner may have removed it
 
     def _joules_so_far(self):
         if not self.meter: return 0.

@@ -409,20 +409,28 @@ def _restore_handlers(): # in a process that a loop forks, which ends as in any 
 
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_restore_handlers)
 
+class Interruption:
+    "What Ctrl-C has asked for so far."
+    def __init__(self): self.presses = 0
+
+    def stop_requested(self): return self.presses > 0
+    def interrupted(self): return self.presses > 1 # whatever the task under way makes of it
+
+    def press(self, *_):
+        self.presses += 1
+        if self.interrupted(): raise KeyboardInterrupt
+        print('Stopping when the trial under way is recorded; once more to stop at once.', file=sys.stderr, flush=True)
+
 @contextmanager
 def graceful_interrupt():
-    "Let the first Ctrl-C request a stop, and the second interrupt; gives a function: was a stop requested?"
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread(): return (yield requested.is_set)
+    "Let the first Ctrl-C request a stop, and the second interrupt; gives an `Interruption`."
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread(): return (yield interruption)
     def terminate(*_): raise _Terminated('the study was asked to end (SIGTERM)')
-    def request_stop(*_):
-        requested.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print('Stopping when the trial under way is recorded; once more to stop at once.', file=sys.stderr, flush=True)
     before = {number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGINT, request_stop), (signal.SIGTERM, terminate))}
+        for number, handler in ((signal.SIGINT, interruption.press), (signal.SIGTERM, terminate))}
     _OWN_HANDLERS.update(before)
-    try: yield requested.is_set
+    try: yield interruption
     finally:
         _OWN_HANDLERS.clear()
         for number, handler in before.items(): signal.signal(number, handler)
@@ -432,9 +440,10 @@ LOADING_SECONDS = 10. # that a trial has for the modules that a child imports on
 
 def make_executor(
     study:FamilyStudy,
+    interrupted=None, # function: was the task under way interrupted?
 ): # such as `InProcessExecutor`
     "Where a study is trained."
-    if study.deadline is None and study.max_memory_gb is None: return InProcessExecutor()
+    if study.deadline is None and study.max_memory_gb is None: return InProcessExecutor(interrupted)
     check_sendable(study.functions)
     seconds = None if study.deadline is None else LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
     return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
@@ -555,8 +564,10 @@ def _run_rest(study, join, client, watch, workers):
         log = stack.enter_context(TrialLog(study.log_path, join))
         if not client and study.meter != 'simulated': stack.enter_context(machine_lock())
         if client: check_sendable(study.functions)
-        executor = stack.enter_context(DaskExecutor(client, workers) if client else make_executor(study))
-        run = _StudyRun(study, log, executor, watch=watch, interrupted=stack.enter_context(graceful_interrupt()), join=join)
+        interruption = stack.enter_context(graceful_interrupt())
+        own = DaskExecutor(client, workers) if client else make_executor(study, interruption.interrupted)
+        executor = stack.enter_context(own)
+        run = _StudyRun(study, log, executor, watch=watch, interrupted=interruption.stop_requested, join=join)
         run.run()
     if run.should_stop() and not is_complete(study, log.trials):
         planned = len(study.searches)*study.trials
