@@ -120,6 +120,7 @@ def check_part(
         typer.echo(f'Warning: {describe_damage(study.log_path, log.damage)} The other lines are used.', err=True)
     check_unchanged(study)
     output_folder(study.study)
+    study.save_data()
     if here and log.trials and not is_complete(study, log.trials):
         check_same_source(log.trials.values(), *label_and_machine(study.measurement))
 
@@ -281,8 +282,9 @@ def print_front(
     "The front of each dataset as a table, and what it says."
     from pareto_energy.api import load_study
     from pareto_energy.report.tables import format_front
+    front = read_front(study)
     if message := load_study(study).unfinished_message: typer.echo(message + '\n')
-    for name, rows in read_front(study).groupby('dataset', sort=False):
+    for name, rows in front.groupby('dataset', sort=False):
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows)) + '\n')
@@ -370,6 +372,7 @@ def run(
         check_parameters(parameters)
         if join and cluster: raise ValueError('Choose one of --join and --cluster.')
         checked = check_study(parameters, here=not cluster)
+        parameters |= dict(datasets=checked.datasets) # of a person's own data by their name
     with exit_on_error(1):
         parts = train_on_cluster(checked, cluster) if cluster else [part for part, _ in checked.parts()]
         for part in parts: _run_part(part, parameters, known_parameters(list_chapters(folder)), join)
@@ -427,6 +430,54 @@ def read_studies(
         folders = ', '.join(str(study_path(name)) for name in missing)
         raise FileNotFoundError(f'No trials in {folders}: run the study first, with pareto-energy run {missing[0]}.')
     return {name: read_study(name)[:2] for name in names}
+
+# %% ../nbs/71_cli.ipynb #n01
+@command('pareto-energy find income.csv --target income --minutes 5')
+def find(
+    data: Annotated[Path, typer.Argument(help='A table (CSV, Parquet, Feather, Excel), or a folder with a folder for each class.')],
+    target: Annotated[str, typer.Option(help='The column that is predicted.')] = None,
+    model: Annotated[list[str], typer.Option(help='A family of models; may be repeated. Default: those that often serve.')] = (),
+    minutes: Annotated[float, typer.Option(min=.05, help='For all of it, more or less.')] = 5.,
+    joules: Annotated[float, typer.Option(help='That the search may take, about; without it, time alone ends the search.')] = None,
+    metric: Annotated[str, typer.Option(help='Such as balanced_accuracy; default: accuracy, for a regression R².')] = None,
+    task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
+    name: Annotated[str, typer.Option(help="Of the study; default: the file's.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
+    meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
+):
+    "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
+    with exit_on_error(2):
+        study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None, metric=metric,
+            epochs=epochs, meter=meter)
+        if joules is not None: study.max_joules = joules/len(study.searches)
+    print_data(study)
+    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} minutes; Ctrl-C ends it, and what was measured stays.")
+    with exit_on_error(1): _find_within(study, minutes)
+    print_front(study.study)
+    chart = output_folder(study.study, 'figures')/'front.png'
+    study.chart.save(chart, ppi=200)
+    typer.echo(f'Chart: {chart}. Trials: {study.log_path}.')
+
+def _study_of_data(data, target, task, name, **how):
+    from pareto_energy.api import Study
+    from pareto_energy.models.own_data import parse_source, source_name
+    source = parse_source(data, **{k: v for k, v in dict(target=target, task=task).items() if v})
+    return Study(data=source, study=name or source_name(source), trials=1000, **how)
+
+def _find_within(study, minutes):
+    from pareto_energy.api import run_within
+    from pareto_energy.run.study import StudyStopped
+    os.environ['OMP_NUM_THREADS'] = str(study.threads)
+    try: run_within(study, minutes)
+    except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+
+def print_data(
+    study, # a `Study` on a person's own data
+):
+    "What is in the data."
+    from pareto_energy.models.data import describe_data
+    for what, text in describe_data(study.own_data).items(): typer.echo(f'{what}: {text}')
 
 # %% ../nbs/71_cli.ipynb #m01
 MAX_SPREAD = .1 # of the calibration workload, relative, up to which a machine is usable
