@@ -141,7 +141,8 @@ def progress_sentence(
     points = lambda name: trajectory_points([t for t in ended if t.dataset == name])
     covered = sum(hypervolume(pareto_front(points(name)), ref_point) for name, ref_point in study.ref_points.items())
     pending = pending_trials(study, {t.key: t for t in trials})
-    return f'{len(ended)} of {len(ended) + len(pending)} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
+    planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # time decides, not their number
+    return f'{len(ended)}{planned} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
 
 def live_front_chart(
     study, # a `Study`

@@ -452,7 +452,7 @@ def find(
             epochs=epochs, meter=meter)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
-    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} minutes; Ctrl-C ends it, and what was measured stays.")
+    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was measured stays.")
     with exit_on_error(1): _find_within(study, minutes)
     print_front(study.study)
     chart = output_folder(study.study, 'figures')/'front.png'
