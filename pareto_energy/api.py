@@ -13,7 +13,9 @@ from functools import partial
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
-from .models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
+from .models.command import command_loop
+from .models.space import (
+    Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
 from .models.custom import check_loop, fingerprint, loop_name, train_loop
 from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
@@ -400,6 +402,24 @@ class Study(OwnStudy):
         _check_direction(optuna_study, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+    @classmethod
+    def command(cls,
+        command, # a string or a list of arguments, as in `models.command.command_loop`
+        space:dict, # as in `models.space.parse_space`
+        study:str, # names its folder
+        *,
+        pattern:str|None=None, # regular expression with a group for the utility; None: lines of JSON
+        file:str|None=None, # that the command writes utilities to; None: they are read from standard output
+        grace:float=5., # seconds between SIGTERM and SIGKILL, where a run is stopped
+        **how, # as in `Study`
+    ):
+        """Study a program in any language, which writes its utility after each epoch.
+
+        Raises: ValueError for a command that does not fit the space, or a program that is not there."""
+        loop, space = command_loop(command, pattern, file, grace), parse_space(space)
+        loop.command.check(space.restore(centre_config(space)))
+        return cls(loop, space, study, **how)
 
 # %% ../nbs/70_api.ipynb #l01
 class LoadedStudy(Results):
