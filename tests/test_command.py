@@ -1,5 +1,4 @@
 "Programs in other languages: what they print, how they end, what they leave behind."
-import json
 import os
 import shutil
 import signal

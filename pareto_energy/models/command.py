@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/27_models.command.ipynb #imp
-import hashlib, json, math, os, queue, re, shlex, shutil, signal, string, subprocess, sys, threading, time, uuid, warnings
+import hashlib, json, math, os, queue, re, shlex, shutil, signal, string, subprocess, sys, threading, time, uuid
+import warnings
 from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -61,8 +62,8 @@ def check_placeholders(
             raise ValueError(str(e) if name.isidentifier() else f'{e} {_BRACES}') from e
     unused = [name for name in configuration if name not in used]
     if unused:
-        raise ValueError(f"The command has no place for {', '.join(unused)}: write {{{unused[0]}}} where its value belongs, "
-            'or take it out of the space.')
+        raise ValueError(f"The command has no place for {', '.join(unused)}: write {{{unused[0]}}} where its value "
+            'belongs, or take it out of the space.')
     for text in texts: fill(text, configuration | dict(seed=0, epochs=1))
 
 def fill(
@@ -171,7 +172,8 @@ def _start_watchdog(pid):
     if os.name != 'posix': return None
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     script = 'read line; kill -s KILL -- "-$1"'
-    return subprocess.Popen(['sh', '-c', script, 'sh', str(pid)], stdin=subprocess.PIPE, start_new_session=True, **quiet)
+    arguments = ['sh', '-c', script, 'sh', str(pid)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, start_new_session=True, **quiet)
 
 class ProcessTree:
     "The processes of a command."
@@ -328,8 +330,8 @@ def _has_other_bytes(text): # that are not UTF-8
 @cache
 def _warn_of_bursts(name): # once in a process
     warnings.warn(f'Several utilities of {name} came at once: it keeps its lines back, so the joules of its epochs '
-        'cannot be told apart. Let it flush its output after each line (awk: fflush(); C: setvbuf; or begin the command with '
-        'stdbuf -oL).', stacklevel=2)
+        'cannot be told apart. Let it flush its output after each line (awk: fflush(); C: setvbuf; or begin the command '
+        'with stdbuf -oL).', stacklevel=2)
 
 def come_in_bursts(
     start:float, # of the command, seconds
@@ -392,7 +394,8 @@ def as_numbers(
         if value is None: return math.nan # as JavaScript writes it
         try: return float(value)
         except (TypeError, ValueError) as e:
-            raise CommandFailed(f'{value!r}, found for the {name} in the line {line.strip()[:200]!r}, is no number') from e
+            raise CommandFailed(
+                f'{value!r}, found for the {name} in the line {line.strip()[:200]!r}, is no number') from e
     return {name: number(name, value) for name, value in found.items()}
 
 # %% ../../nbs/27_models.command.ipynb #o03
