@@ -579,7 +579,7 @@ def _parse_scalar(text): # a number where it is one
     return (int if text.lstrip('+-').isdigit() else float)(text)
 
 # %% ../nbs/71_cli.ipynb #t03
-COMMAND_HELP = 'The command, after --. It has {name} in place of the value of each parameter of the space; {seed} and ' \
+COMMAND_HELP = 'The command, after all options. It has {name} in place of the value of each parameter of the space; {seed} and ' \
     '{epochs} are given, too.'
 SPACE_HELP = 'YAML, a line for each parameter: its range (low, high and perhaps log), or its options, in brackets.'
 PATTERN_HELP = 'Regular expression that finds the utility in a line: its first group, or groups named utility, epoch and test. ' \
@@ -587,8 +587,9 @@ PATTERN_HELP = 'Regular expression that finds the utility in a line: its first g
 FILE_HELP = 'A file that the command writes its utilities to; by default they are read from its standard output.'
 MORE_HELP = 'Another parameter of the study, such as front_points, in YAML; may be repeated.'
 
-@command("pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- "
-    'python train.py --lr {lr} --epochs {epochs}')
+_EXAMPLE = "pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- python train.py --lr {lr} --epochs {epochs}"
+
+@app.command(epilog=f'Example: {_EXAMPLE}', context_settings=dict(allow_interspersed_args=False))
 def tune(
     words: Annotated[list[str], typer.Argument(metavar='COMMAND', help=COMMAND_HELP)],
     space: Annotated[Path, typer.Option(exists=True, dir_okay=False, help=SPACE_HELP)],

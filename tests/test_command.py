@@ -205,7 +205,7 @@ def test_a_program_that_cannot_be_started(folder):
 
 def test_lines_that_come_in_bursts_are_warned_of(folder):
     (folder/'late.sh').write_text('sleep .3; for e in 1 2 3 4; do echo "{\\"utility\\": 0.$e}"; done')
-    with pytest.warns(UserWarning, match='late came at once: it keeps its lines back'): trained('sh late.sh')
+    with pytest.warns(UserWarning, match='utilities of late came at once'): trained('sh late.sh')
 
 
 def tune(*words, space='lr: [0.1, 1, log]', **how):

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/27_models.command.ipynb #imp
-import hashlib, json, math, os, queue, re, shlex, shutil, signal, string, subprocess, sys, threading, time, uuid
+import hashlib, io, json, math, os, queue, re, shlex, shutil, signal, string, subprocess, sys, threading, time, uuid
 import warnings
 from collections import deque
 from contextlib import contextmanager, suppress
@@ -161,8 +161,7 @@ def _start(arguments, mark):
     Raises: `CommandFailed` where it cannot be started."""
     defaults = dict(PYTHONUNBUFFERED='1', OMP_NUM_THREADS=str(torch.get_num_threads()))
     how = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    text = dict(encoding='utf-8', errors='surrogateescape')
-    try: return subprocess.Popen(arguments, env=defaults | os.environ | {_MARK: mark}, **how, **text)
+    try: return subprocess.Popen(arguments, env=defaults | os.environ | {_MARK: mark}, **how)
     except (OSError, ValueError) as e:
         raise CommandFailed(f"{arguments[0]} could not be started ({getattr(e, 'strerror', None) or e}): it must be in "
             'PATH, or a path to an executable file, and a script names its interpreter in its first line') from e
@@ -239,14 +238,18 @@ class RunningCommand:
         self.has_ended = False
 
     def _read(self, name):
-        stream = getattr(self.process, name)
-        for line in iter(partial(stream.readline, _MAX_LINE), ''):
-            if line.strip(): self.last[name].append(line.strip())
-            if name == 'stdout': self.lines.put((time.perf_counter(), line))
+        last, stays = self.last[name], True
+        how = dict(encoding='utf-8', errors='surrogateescape', newline='') # which keeps the end of a line
+        with io.TextIOWrapper(getattr(self.process, name), **how) as stream:
+            for line in iter(partial(stream.readline, _MAX_LINE), ''):
+                if name == 'stdout': self.lines.put((time.perf_counter(), line.rstrip('\r\n')))
+                if not line.strip(): continue
+                if not stays: last.pop() # a progress bar, which this line replaces
+                last.append(line.strip())
+                stays = not line.endswith('\r')
         if name == 'stdout': self.lines.put(None)
-        stream.close()
 
-    def new_lines(self,
+    def wait_for_lines(self,
         seconds:float=0., # to wait for the first
     ) -> list: # of (when it came, line)
         "The lines that were printed since the last call."
@@ -329,9 +332,9 @@ def _has_other_bytes(text): # that are not UTF-8
 # %% ../../nbs/27_models.command.ipynb #o01
 @cache
 def _warn_of_bursts(name): # once in a process
-    warnings.warn(f'Several utilities of {name} came at once: it keeps its lines back, so the joules of its epochs '
-        'cannot be told apart. Let it flush its output after each line (awk: fflush(); C: setvbuf; or begin the command '
-        'with stdbuf -oL).', stacklevel=2)
+    warnings.warn(f'Several utilities of {name} came at once, so the joules of its epochs cannot be told apart. Either it '
+        'keeps its lines back: let it flush its output after each (awk: fflush(); C: setvbuf; or begin the command with '
+        'stdbuf -oL). Or its epochs take less than a millisecond.', stacklevel=2)
 
 def come_in_bursts(
     start:float, # of the command, seconds
@@ -379,7 +382,7 @@ def each_line(
     while not is_over:
         is_over = running.process.poll() is not None
         if is_over: running.end()
-        lines = running.new_lines(0. if is_over else _POLL_SECONDS)
+        lines = running.wait_for_lines(0. if is_over else _POLL_SECONDS)
         if file: lines = [(time.perf_counter(), line) for line in file.new_lines(is_over)]
         yield from lines
 
