@@ -14,25 +14,31 @@ from functools import partial
 from pathlib import Path
 import altair as alt
 import pandas as pd
-from .core import lookup, study_path, use_theme, write_text
-from .models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
-from .models.data import constant_utility, load_dataset, metric_label
-from .models.families import SPACES, family_space, supports
-from .models.custom import check_loop, fingerprint, loop_name, train_loop
-from .models.own_data import find_data
-from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
-from .front.pareto import hypervolume, pareto_front, trajectory_points
-from .search.strategies import SearchTask, Suggestion
-from .run.settings import StudySettings, current_names, read_settings
-from .run.tasks import train_family
-from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
-from .report.tables import (
+from pareto_energy.core import lookup, study_path, use_theme, write_text
+<<<<<<< /tmp/tmp8f85iziy.txt
+from pareto_energy.models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
+from pareto_energy.models.data import constant_utility, load_dataset, metric_label
+from pareto_energy.models.families import SPACES, family_space, supports
+=======
+from pareto_energy.models.command import command_loop
+from pareto_energy.models.space import (
+    Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
+>>>>>>> /tmp/tmp_j16baf3.txt
+from pareto_energy.models.custom import check_loop, fingerprint, loop_name, train_loop
+from pareto_energy.models.own_data import find_data
+from pareto_energy.front.log import Metric, RefPoint, active_writers, read_study, read_trials
+from pareto_energy.front.pareto import hypervolume, pareto_front, trajectory_points
+from pareto_energy.search.strategies import SearchTask, Suggestion
+from pareto_energy.run.settings import StudySettings, current_names, read_settings
+from pareto_energy.run.tasks import train_family
+from pareto_energy.run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
+from pareto_energy.report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
-from .report.sentences import (
+from pareto_energy.report.sentences import (
     break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
     failure_sentence, savings_sentence, untested_sentence)
-from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
-from .report.export import from_distributions
+from pareto_energy.report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
+from pareto_energy.report.export import from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
 _BELOW_EQUALS = .01
@@ -456,6 +462,24 @@ class Study(OwnStudy):
         _check_direction(optuna_study, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+    @classmethod
+    def command(cls,
+        command, # a string or a list of arguments, as in `models.command.command_loop`
+        space:dict, # as in `models.space.parse_space`
+        study:str, # names its folder
+        *,
+        pattern:str|None=None, # regular expression with a group for the utility; None: lines of JSON
+        file:str|None=None, # that the command writes utilities to; None: they are read from standard output
+        grace:float=5., # seconds between SIGTERM and SIGKILL, where a run is stopped
+        **how, # as in `Study`
+    ):
+        """Study a program in any language, which writes its utility after each epoch.
+
+        Raises: ValueError for a command that does not fit the space, or a program that is not there."""
+        loop, space = command_loop(command, pattern, file, grace), parse_space(space)
+        loop.command.check(space.restore(centre_config(space)))
+        return cls(loop, space, study, **how)
 
 # %% ../nbs/70_api.ipynb #w01
 _SEARCH_SHARE = .7 # of the time

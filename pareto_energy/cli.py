@@ -597,3 +597,99 @@ def export(
         path = path or output_folder(study)/FORMATS[to]
         write(study, to, path, country)
     typer.echo(path)
+
+# %% ../nbs/71_cli.ipynb #t01
+def read_space(
+    path:Path, # of YAML
+) -> dict: # as in `models.space.parse_space`
+    """A search space from a file.
+
+    Raises: ValueError where it holds something else."""
+    import yaml
+    try: names = yaml.load(path.read_text(encoding='utf-8'), Loader=yaml.BaseLoader) # all values as text
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(e).split())}.") from e
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f'{path} must hold lines such as "lr: [1e-4, 1e-1, log]", not {names!r}.')
+    return {name: _parse_values(name, values) for name, values in names.items()}
+
+def _parse_values(name, values):
+    if isinstance(values, dict):
+        options = values.get('options')
+        if set(values) == {'options'} and isinstance(options, list): return _parse_scalar(options)
+        raise ValueError(f'{name}: write [low, high], [low, high, log], a list of options, one value, or '
+            f'{{options: [16, 64]}} for options that would read as a range; found {values}.')
+    parsed = _parse_scalar(values)
+    if not isinstance(parsed, list): return parsed
+    has_ends = len(parsed) > 1 and not any(isinstance(v, (str, list)) for v in parsed[:2])
+    return tuple(parsed) if has_ends and parsed[2:] in ([], ['log']) else parsed
+
+def _parse_scalar(text): # a number where it is one
+    if isinstance(text, list): return [*map(_parse_scalar, text)]
+    if isinstance(text, dict) or not re.fullmatch(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?', text): return text
+    return (int if text.lstrip('+-').isdigit() else float)(text)
+
+# %% ../nbs/71_cli.ipynb #t03
+COMMAND_HELP = 'The command, after all options. It has {name} in place of the value of each parameter of the space; {seed} and ' \
+    '{epochs} are given, too.'
+SPACE_HELP = 'YAML, a line for each parameter: its range (low, high and perhaps log), or its options, in brackets.'
+PATTERN_HELP = 'Regular expression that finds the utility in a line: its first group, or groups named utility, epoch and test. ' \
+    'By default, lines of JSON with "utility".'
+FILE_HELP = 'A file that the command writes its utilities to; by default they are read from its standard output.'
+MORE_HELP = 'Another parameter of the study, such as front_points, in YAML; may be repeated.'
+
+_EXAMPLE = "pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- python train.py --lr {lr} --epochs {epochs}"
+
+@app.command(epilog=f'Example: {_EXAMPLE}', context_settings=dict(allow_interspersed_args=False))
+def tune(
+    words: Annotated[list[str], typer.Argument(metavar='COMMAND', help=COMMAND_HELP)],
+    space: Annotated[Path, typer.Option(exists=True, dir_okay=False, help=SPACE_HELP)],
+    name: Annotated[str, typer.Option(help='Names the study and its folder; by default as the script.')] = None,
+    metric: Annotated[str, typer.Option(help='What the utility is.')] = 'accuracy',
+    minimise: Annotated[bool, typer.Option('--minimise/--maximise', help='Is less of it better?',
+        show_default='maximise')] = None,
+    pattern: Annotated[str, typer.Option(help=PATTERN_HELP)] = None,
+    file: Annotated[str, typer.Option(help=FILE_HELP)] = None,
+    epochs: Annotated[int, typer.Option(help='Of the longest run; {epochs} in the command.')] = 10,
+    trials: Annotated[int, typer.Option(help='Of each search.')] = 20,
+    max_hours: Annotated[float, typer.Option(help='After which no further trial begins.')] = None,
+    deadline: Annotated[float, typer.Option(help='Seconds after which a run is ended.')] = None,
+    seed: Annotated[list[int], typer.Option(help='One search each; may be repeated.')] = (0,),
+    meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    restart: Annotated[bool, typer.Option('--restart',
+        help='Set aside what a study of this name has measured.')] = False,
+    parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE',
+        help=MORE_HELP)] = (),
+):
+    "Study any program: train it with configurations of a space under the meter, and print the front."
+    from pareto_energy.api import Study
+    from pareto_energy.models.command import command_loop
+    with exit_on_error(2):
+        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed), meter=meter)
+        settings |= dict(map(_parse_override, parameter))
+        name = name or command_loop(words, pattern, file).command.name
+        study = Study.command(words, read_space(space), name, pattern=pattern, file=file,
+            metric=_parse_metric(metric, minimise), restart=restart, **settings)
+    with exit_on_error(1): _run_tuned(study)
+
+def _parse_metric(name, minimise):
+    from pareto_energy.api import _LOSSES
+    from pareto_energy.front.log import Metric
+    if minimise is None and _LOSSES.search(name.lower()):
+        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where the '
+            'command writes the negative value.')
+    return Metric(name, direction='minimise' if minimise else 'maximise')
+
+def _run_tuned(study):
+    """Run a study of a command, and print its front.
+
+    Raises: RuntimeError where it has none."""
+    from pareto_energy.report.sentences import failure_sentence
+    from pareto_energy.run.study import StudyStopped
+    most = study.trials*len(study.seeds)
+    typer.echo(f'The study {study.study}: up to {most} trials, recorded in {study.log_path}.', err=True)
+    try: study.run()
+    except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+    if study.status_message: raise RuntimeError(study.status_message)
+    if sentence := failure_sentence(study.trials_so_far): typer.echo(sentence + '\n')
+    print_front(study.study)

@@ -525,7 +525,7 @@ def _warn_of_state(name, before, after):
     if abs(after - before) <= 1e-3*max(abs(before), abs(after)): return
     warnings.warn(f'The loop {name} gave {before:.4g} and then {after:.4g} with the same configuration and seed: it keeps '
         'something from one run to the next (a model, data changed in place, a checkpoint), or its seed does not decide '
-        'everything. Make what it changes inside the loop, and use its argument seed.', stacklevel=2)
+        'everything. Make what it changes inside the loop, and use its seed ({seed} in a command).', stacklevel=2)
 
 def _warn_of_threads(name, before):
     "Say which threads that a loop began go on after its run."
