@@ -14,31 +14,27 @@ from functools import partial
 from pathlib import Path
 import altair as alt
 import pandas as pd
-from pareto_energy.core import lookup, study_path, use_theme, write_text
-<<<<<<< /tmp/tmp8f85iziy.txt
-from pareto_energy.models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
-from pareto_energy.models.data import constant_utility, load_dataset, metric_label
-from pareto_energy.models.families import SPACES, family_space, supports
-=======
-from pareto_energy.models.command import command_loop
-from pareto_energy.models.space import (
+from .core import lookup, study_path, use_theme, write_text
+from .models.data import constant_utility, load_dataset, metric_label
+from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
->>>>>>> /tmp/tmp_j16baf3.txt
-from pareto_energy.models.custom import check_loop, fingerprint, loop_name, train_loop
-from pareto_energy.models.own_data import find_data
-from pareto_energy.front.log import Metric, RefPoint, active_writers, read_study, read_trials
-from pareto_energy.front.pareto import hypervolume, pareto_front, trajectory_points
-from pareto_energy.search.strategies import SearchTask, Suggestion
-from pareto_energy.run.settings import StudySettings, current_names, read_settings
-from pareto_energy.run.tasks import train_family
-from pareto_energy.run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
-from pareto_energy.report.tables import (
+from .models.families import SPACES, family_space, supports
+from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .models.own_data import find_data
+from .models.command import command_loop
+from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
+from .front.pareto import hypervolume, pareto_front, trajectory_points
+from .search.strategies import SearchTask, Suggestion
+from .run.settings import StudySettings, current_names, read_settings
+from .run.tasks import train_family
+from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
+from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
-from pareto_energy.report.sentences import (
+from .report.sentences import (
     break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
     failure_sentence, savings_sentence, untested_sentence)
-from pareto_energy.report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
-from pareto_energy.report.export import from_distributions
+from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
+from .report.export import from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
 _BELOW_EQUALS = .01
