@@ -234,7 +234,7 @@ def _train_own(
     family:str, # of the loop, or one of ours
     configuration:dict, # as it is recorded
     *args, # as in `models.custom.train_loop`, after the configuration
-    folder:Path, # of the study, which may have data of its own
+    folder:Path|None, # of a study that has data of its own
     **kwargs, # as args
 ):
     "Train one of the user's loops, which gets the options themselves, or a family of ours on the user's data."
@@ -363,11 +363,16 @@ class OwnStudy(Results, FamilyStudy):
         loops = {name: fingerprint(loop, self.version) for name, loop in self.loops.items()}
         return super().own_record | dict(metric=self.metric.record(), version=self.version, loops=loops)
 
+    def _take_loops(self, train, space):
+        self.loops = _named_loops(train)
+        self.own_spaces = _own_spaces(self.loops, space if isinstance(train, dict) else {name: space for name in self.loops})
+
     @property
     def functions(self): return self.loops
 
     @property
-    def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign, folder=self.folder)
+    def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign,
+        folder=self.folder if self.own_data else None)
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
@@ -424,12 +429,9 @@ class Study(OwnStudy):
         own_settings = {name: settings.pop(name) for name in [*settings] if name == 'enqueued'}
         _check_own_names(settings)
         utility = metric if data is not None and isinstance(metric, str) else None
-        if data is None:
-            self.loops = _named_loops(train)
-            self.own_spaces = _own_spaces(self.loops, space if isinstance(train, dict) else {name: space for name in self.loops})
+        if data is None: self._take_loops(train, space)
         else:
-            fields_ = {} if target is None else dict(target=target)
-            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **fields_)
+            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **({'target': target} if target else {}))
             self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
             metric = metric_label(self.own_data, utility)
         self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)

@@ -6,14 +6,14 @@
 __all__ = ['DataSource']
 
 # %% ../../nbs/26_models.own_data.ipynb #imp
-import hashlib, warnings
+import hashlib, json, warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 from ..core import lookup
 from pareto_energy.models.data import (
-    SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, log_spectrograms, read_prepared, split_data, standardise,
-    words_of)
+    SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, log_spectrograms, read_prepared, split_data,
+    standardise, words_of)
 from .families import MODALITIES
 from .custom import describe_value
 
@@ -95,7 +95,8 @@ def _with_package(read, package):
 
 def _read_file(path, source):
     import pandas as pd
-    readers = {'.csv': lambda: _read_csv(path, source), '.parquet': lambda: _with_package(lambda: pd.read_parquet(path), 'pyarrow'),
+    readers = {'.csv': lambda: _read_csv(path, source),
+        '.parquet': lambda: _with_package(lambda: pd.read_parquet(path), 'pyarrow'),
         '.feather': lambda: _with_package(lambda: pd.read_feather(path), 'pyarrow'),
         '.xlsx': lambda: _with_package(lambda: pd.read_excel(path, na_values=[*source.na_values]), 'openpyxl')}
     readers |= {'.tsv': readers['.csv'], '.txt': readers['.csv'], '.data': readers['.csv'], '.pq': readers['.parquet']}
@@ -106,9 +107,10 @@ def _read_file(path, source):
 def _check_memory(path):
     "Refuse a file that will not fit."
     import psutil
-    needed, free = 5*path.stat().st_size, psutil.virtual_memory().available # a table in memory, and its parts as floats
+    size, free = path.stat().st_size, psutil.virtual_memory().available
+    needed = 5*size # a table in memory, and its parts as floats
     if needed <= free: return
-    raise ValueError(f'{path.name} has {path.stat().st_size/1e9:.1f} GB and would need about {needed/1e9:.0f} GB of memory, of which '
+    raise ValueError(f'{path.name} has {size/1e9:.1f} GB and would need about {needed/1e9:.0f} GB of memory, of which '
         f'{free/1e9:.0f} GB are free: take a sample of its rows into a smaller file.')
 
 # %% ../../nbs/26_models.own_data.ipynb #r02
@@ -116,7 +118,8 @@ def _to_table(data): # a DataFrame of pandas; None where it is none
     import pandas as pd
     if isinstance(data, pd.DataFrame): return data
     package = type(data).__module__.partition('.')[0]
-    if package in ('polars', 'datasets', 'pyarrow') and hasattr(data, 'to_pandas'): return _with_package(data.to_pandas, 'pyarrow')
+    if package not in ('polars', 'datasets', 'pyarrow') or not hasattr(data, 'to_pandas'): return None
+    return _with_package(data.to_pandas, 'pyarrow')
 
 def _to_arrays(data): # features and targets; None where they are none
     import torch
@@ -177,13 +180,15 @@ def _check_column(column):
     import pandas as pd
     known = column.dropna()
     if column.dtype.kind == 'f' and np.isinf(known).any():
-        raise ValueError(f'The column {column.name!r} is infinite in row {_first_row(column, np.isinf(column))}: correct it, or leave it empty.')
+        row = _first_row(column, np.isinf(column))
+        raise ValueError(f'The column {column.name!r} is infinite in row {row}: correct it, or leave it empty.')
     if column.dtype.kind in 'biufMm' or not len(known): return
     is_number = pd.to_numeric(known, errors='coerce').notna()
     if not .5 <= is_number.mean() < 1: return
     text = known[~is_number].iloc[0]
-    raise ValueError(f'The column {column.name!r} holds numbers, and in row {_first_row(column, column == text)} {text!r}: correct it, or say '
-        f'that this means a missing value, with na_values: [{text}].')
+    row = _first_row(column, column == text)
+    raise ValueError(f'The column {column.name!r} holds numbers, and in row {row} {text!r}: correct it, or say that '
+        f'this means a missing value, with na_values: [{text}].')
 
 def _first_row(column, where): return int(np.flatnonzero(where)[0]) + 1
 
@@ -209,15 +214,15 @@ def check_targets(
     if not len(targets): raise ValueError(f'The target {name!r} is missing in all rows.')
     if targets.nunique() < 2: raise ValueError(f'The target {name!r} is the same in all rows: there is nothing to learn.')
     if task == 'regression':
-        if targets.dtype.kind not in 'biuf': raise ValueError(f'The target {name!r} holds text, which a regression cannot predict.')
-        return
+        if targets.dtype.kind in 'biuf': return
+        raise ValueError(f'The target {name!r} holds text, which a regression cannot predict.')
     counts = targets.value_counts()
     if len(counts) > len(targets)/4:
-        raise ValueError(f'The target {name!r} has {len(counts)} classes in {len(targets)} rows, too many to learn: is it the right '
-            'column, or a regression (task: regression)?')
+        raise ValueError(f'The target {name!r} has {len(counts)} classes in {len(targets)} rows, too many to learn: '
+            'is it the right column, or a regression (task: regression)?')
     if counts.min() < _MIN_ROWS:
-        raise ValueError(f'The class {counts.index[-1]!r} of the target {name!r} has {counts.min()} rows, and each part needs some: '
-            f'leave such rows out, or join classes, so that each has at least {_MIN_ROWS}.')
+        raise ValueError(f'The class {counts.index[-1]!r} of the target {name!r} has {counts.min()} rows, and each part '
+            f'needs some: leave such rows out, or join classes, so that each has at least {_MIN_ROWS}.')
 
 # %% ../../nbs/26_models.own_data.ipynb #l01
 _LEAK = .995 # score of a small tree from which a column is suspected
@@ -309,7 +314,8 @@ def encode_columns(
     if len(dropped) == table.shape[1]: raise ValueError(f'No column is left to learn from: {dropped}.')
     dates = [_expand_dates(table[name]) for name in of('date')]
     numbers = pd.concat([table[of('number')].astype(float), *dates], axis=1)
-    texts = table[of('category') + of('text')].map(str, na_action='ignore').astype(object).where(lambda t: t.notna(), 'missing')
+    texts = table[of('category') + of('text')].map(str, na_action='ignore').astype(object)
+    texts = texts.where(texts.notna(), 'missing')
     frame = pd.concat([numbers, texts], axis=1)
     encoder = _make_encoder([*numbers], of('category'), of('text')).fit(frame.iloc[train])
     features = encoder.transform(frame).astype(np.float32)
@@ -336,7 +342,8 @@ def split_source(
 
 def _split_by_groups(groups):
     from sklearn.model_selection import GroupShuffleSplit
-    if len(np.unique(groups)) < 5: raise ValueError(f'There are {len(np.unique(groups))} groups, too few to hold some out: 5 are needed.')
+    n = len(np.unique(groups))
+    if n < 5: raise ValueError(f'There are {n} groups, too few to hold some out: 5 are needed.')
     def hold_out(index, share):
         splitter = GroupShuffleSplit(1, test_size=share, random_state=SPLIT_SEED)
         rest, held = next(splitter.split(index, groups=groups[index]))
@@ -355,8 +362,8 @@ def _check_parts(parts, targets, labels):
     for part, index in parts.items():
         missing = sorted({*range(len(labels))} - {*targets[index].tolist()})
         if missing:
-            raise ValueError(f'The class {labels[missing[0]]!r} is missing from the {part} part: join it with another class, leave its '
-                'rows out, or split in another way.')
+            raise ValueError(f'The class {labels[missing[0]]!r} is missing from the {part} part: join it with another '
+                'class, leave its rows out, or split in another way.')
 
 # %% ../../nbs/26_models.own_data.ipynb #f01
 def content_hash(source:DataSource) -> str: # 16 letters
@@ -377,7 +384,8 @@ def _hash_files(digest, path):
 def _in_memory(data):
     table, arrays = _to_table(data), _to_arrays(data)
     if table is None and arrays is None:
-        raise ValueError(f'data is a {type(data).__name__}: give a file, a folder, a table, arrays (X, y), or a torch dataset.')
+        raise ValueError(f'data is a {type(data).__name__}: give a file, a folder, a table, arrays (X, y), or a torch '
+            'dataset.')
     return arrays if table is None else table
 
 def source_name(source:DataSource) -> str: # a plain name
@@ -415,13 +423,14 @@ def _from_arrays(arrays, source):
     features, targets = arrays
     if len(features) != len(targets): raise ValueError(f'There are {len(features)} examples and {len(targets)} targets.')
     if targets.ndim == 2 and targets.shape[1] == 1: targets = targets[:, 0]
-    if targets.ndim != 1: raise ValueError(f'The targets have the shape {targets.shape}: a study predicts one value for each example.')
-    if features.dtype.kind in 'OUS': return _from_table(pd.DataFrame(dict(text=features, target=targets)), replace(source, target='target'))
-    if not np.isfinite(features).all() and features.ndim > 2:
-        raise ValueError(f'The example {_first_row(features, ~np.isfinite(features).all(axis=tuple(range(1, features.ndim))))} is not finite.')
+    if targets.ndim != 1:
+        raise ValueError(f'The targets have the shape {targets.shape}: a study predicts one value for each example.')
+    if features.ndim == 1: features = features[:, None]
     if features.ndim == 2:
         table = pd.DataFrame(features, columns=[f'x{i}' for i in range(features.shape[1])]).assign(target=targets)
         return _from_table(table, replace(source, target='target'))
+    finite = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    if not finite.all(): raise ValueError(f'The example {_first_row(features, ~finite)} is not finite.')
     if features.ndim == 4 and features.shape[3] in (1, 3) and features.shape[1] > 4: features = np.moveaxis(features, 3, 1)
     if features.ndim not in (3, 4): raise ValueError(f'The features have the shape {features.shape}: (n, columns), '
         '(n, channels, steps) or (n, channels, height, width) were expected.')
@@ -469,7 +478,8 @@ def prepare_data(
     raw = _read(source)
     task = recognise_task(raw.targets, source)
     check_targets(raw.targets, task)
-    labels, codes = np.unique(raw.targets.astype(str), return_inverse=True) if task == 'classification' else ([], raw.targets.to_numpy(float))
+    labels, codes = [], raw.targets.to_numpy(float) if task == 'regression' else None
+    if codes is None: labels, codes = np.unique(raw.targets.astype(str), return_inverse=True)
     parts, split = split_source(codes, task, source, raw.columns)
     if task == 'classification': _check_parts(parts, codes, labels)
     features, encoding, found = _encode(raw, parts['train'], codes, task)
@@ -477,8 +487,9 @@ def prepare_data(
     card = Card(raw.modality, task, split, licence='of your own', source=_where_from(source), load=None)
     data = Dataset(source_name(source), card, {p: (features[i], targets[i]) for p, i in parts.items()}, **encoding)
     baseline = f'{get_metric(data).__name__} {constant_utility(data):.3f} on the validation part'
-    classes = ', '.join(f'{label} {count}' for label, count in zip(labels, np.bincount(codes.astype(int)))) if len(labels) else None
-    details = dict(target=str(raw.targets.name), classes=classes, **{'best constant prediction': baseline}, **raw.notes, **found)
+    counts = zip(labels, np.bincount(codes)) if len(labels) else []
+    details = dict(target=str(raw.targets.name), classes=', '.join(f'{label} {count}' for label, count in counts))
+    details |= {'best constant prediction': baseline} | raw.notes | found
     return replace(data, details={k: v for k, v in details.items() if v})
 
 def _where_from(source): return source.data.name if isinstance(source.data, Path) else f'a {type(source.data).__name__} in memory'
@@ -507,7 +518,7 @@ def find_data(
     """The data of a study: as they were prepared for it, or prepared now.
 
     Raises: ValueError where the study was made with other data."""
-    kept = [] if anew else sorted((folder/'datasets').glob('*.npz'))
+    kept, recorded = ([], {}) if anew else (sorted((folder/'datasets').glob('*.npz')), _recorded_data(folder))
     try: source = parse_source(data, **fields_)
     except FileNotFoundError:
         if not kept: raise
@@ -515,11 +526,17 @@ def find_data(
         return dataset, dataset.details['record']
     record = source_record(source)
     path = folder/'datasets'/f"{record['name']}.npz"
-    if path not in kept: return _prepare_with_record(source, record)
-    dataset = read_prepared(path)
-    if dataset.details['record']['content'] == record['content']: return dataset, record
+    dataset = read_prepared(path) if path in kept else None
+    before = dataset.details['record'] if dataset else recorded
+    if before.get('content', record['content']) == record['content']:
+        return (dataset, record) if dataset else _prepare_with_record(source, record)
     raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content differs. Give the study "
         'another name, or put the old data back.')
+
+def _recorded_data(folder): # in the record of a study that has trials
+    path = folder/'study.json'
+    if not path.exists() or not (folder/'trials.jsonl').exists(): return {}
+    return json.loads(path.read_text(encoding='utf-8')).get('data') or {}
 
 def _prepare_with_record(source, record):
     dataset = prepare_data(source)

@@ -22,10 +22,11 @@ from .figures import plot_fronts
 # %% ../../nbs/67_report.measurements.ipynb #m01
 LABELS = ('measured', 'sampled', 'estimated')
 _CODECARBON = ( # columns of its emissions.csv that describe no model
-    'timestamp', 'project_name', 'run_id', 'experiment_id', 'duration', 'emissions', 'emissions_rate', 'cpu_power', 'gpu_power', 'ram_power',
-    'cpu_energy', 'gpu_energy', 'ram_energy', 'water_consumed', 'country_name', 'country_iso_code', 'region', 'cloud_provider', 'cloud_region',
-    'os', 'python_version', 'codecarbon_version', 'cpu_count', 'cpu_model', 'gpu_count', 'gpu_model', 'longitude', 'latitude', 'ram_total_size',
-    'tracking_mode', 'on_cloud', 'pue', 'wue', 'cpu_utilization_percent', 'gpu_utilization_percent', 'ram_utilization_percent', 'ram_used_gb')
+    'timestamp', 'project_name', 'run_id', 'experiment_id', 'duration', 'emissions', 'emissions_rate', 'cpu_power', 'gpu_power',
+    'ram_power', 'cpu_energy', 'gpu_energy', 'ram_energy', 'water_consumed', 'country_name', 'country_iso_code', 'region',
+    'cloud_provider', 'cloud_region', 'os', 'python_version', 'codecarbon_version', 'cpu_count', 'cpu_model', 'gpu_count',
+    'gpu_model', 'longitude', 'latitude', 'ram_total_size', 'tracking_mode', 'on_cloud', 'pue', 'wue', 'cpu_utilization_percent',
+    'gpu_utilization_percent', 'ram_utilization_percent', 'ram_used_gb')
 
 def _energy_column(table, energy):
     if energy: return lookup(energy, [*table.columns], 'column')
@@ -51,10 +52,12 @@ def repeated_points(
     Raises: ValueError for a value that is no number, or energy that is not above 0."""
     _check_numbers(table, (utility, energy))
     joules = table[energy]*(JOULES_PER_KWH if energy == 'energy_consumed' or energy.lower().endswith('kwh') else 1)
-    if not (joules > 0).all(): raise ValueError(f'The energy must be above 0; row {int((joules <= 0).to_numpy().argmax()) + 1} has {joules.min():g} J.')
+    if not (joules > 0).all():
+        raise ValueError(f'The energy must be above 0; row {int((joules <= 0).to_numpy().argmax()) + 1} has {joules.min():g} J.')
     known = {utility, energy, 'model', 'dataset', *_CODECARBON}
     settings = [name for name in table if name not in known]
-    plain = table.assign(**{'_u': sign*table[utility], '_j': joules, 'dataset': table.get('dataset', 'data'), 'model': table.get('model', 'model')})
+    names = {name: table.get(name, default) for name, default in dict(dataset='data', model='model').items()}
+    plain = table.assign(**names, _u=sign*table[utility], _j=joules)
     groups = plain.groupby(['dataset', 'model', *settings], sort=False, dropna=False)
     return pd.DataFrame([_point(rows, settings) for _, rows in groups])
 
@@ -108,5 +111,5 @@ def load_trials(
     energy = _energy_column(table, energy)
     metric = metric if isinstance(metric, Metric) else Metric(metric or utility)
     points = repeated_points(table, lookup(utility, [*table.columns], 'column'), energy, sign=metric.sign)
-    ref_points = {name: RefPoint(utility=t.utility.min(), joules=t.joules.max(), metric=metric) for name, t in points.groupby('dataset')}
+    ref_points = {name: RefPoint(t.utility.min(), joules=t.joules.max(), metric=metric) for name, t in points.groupby('dataset')}
     return Measurements(front_table(points, ref_points), label)

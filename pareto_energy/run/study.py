@@ -36,6 +36,20 @@ from .tasks import (MeasurementSettings, label_and_machine, measure_machine_stat
 @dataclass
 class _StudyFiles(StudySettings):
     "The files of a study, and how it measures."
+    own_data = data_record = None # a `Dataset` of one's own, and what is recorded of it
+
+    @property
+    def own_record(self): return dict(data=self.data_record) if self.own_data else {} # in study.json, beside the settings
+
+    def load(self, name:str) -> Dataset:
+        "One of the study's datasets."
+        return self.own_data if self.own_data and name == self.own_data.name else load_dataset(name)
+
+    def save_data(self):
+        "Keep the person's own data in the study's folder, before anything is trained."
+        folder = output_folder(self.study, root=self.root)
+        if self.own_data and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
+
     @property
     def measurement(self):
         return MeasurementSettings(**{f.name: getattr(self, f.name) for f in fields(MeasurementSettings)})
@@ -68,7 +82,6 @@ class _StudyFiles(StudySettings):
 class FamilyStudy(_StudyFiles):
     "A study of families of models: its settings, and what follows from them."
     functions = {} # name -> function of the user's, which is sent with each trial
-    own_data = data_record = None # a `Dataset` of one's own, and what is recorded of it
     unchecked = () # settings that a subclass checks itself
 
     def __post_init__(self):
@@ -83,18 +96,6 @@ class FamilyStudy(_StudyFiles):
 
     @property
     def training(self): return partial(train_family, folder=self.folder) if self.own_data else train_family # what trains a trial
-
-    @property
-    def own_record(self): return dict(data=self.data_record) if self.own_data else {} # in study.json, beside the settings
-
-    def load(self, name:str) -> Dataset:
-        "One of the study's datasets."
-        return self.own_data if self.own_data and name == self.own_data.name else load_dataset(name)
-
-    def save_data(self):
-        "Keep the person's own data in the study's folder, before anything is trained."
-        folder = output_folder(self.study, root=self.root)
-        if self.own_data and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
 
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."

@@ -95,7 +95,7 @@ def preload_data(
 ):
     "Load the data of a trial."
     if training is train_family: return load_dataset(trial.dataset)
-    if isinstance(training, partial) and 'folder' in training.keywords:
+    if isinstance(training, partial) and training.keywords.get('folder'):
         load_dataset(trial.dataset, folder=training.keywords['folder'])
 
 # %% ../../nbs/52_run.tasks.ipynb #t02
