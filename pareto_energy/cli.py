@@ -629,6 +629,15 @@ def _parse_scalar(text): # a number where it is one
     if isinstance(text, dict) or not re.fullmatch(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?', text): return text
     return (int if text.lstrip('+-').isdigit() else float)(text)
 
+# %% ../nbs/71_cli.ipynb #t03m
+def _parse_metric(name, minimise):
+    from pareto_energy.api import _LOSSES
+    from pareto_energy.front.log import Metric
+    if minimise is None and _LOSSES.search(name.lower()):
+        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where the '
+            'command writes the negative value.')
+    return Metric(name, direction='minimise' if minimise else 'maximise')
+
 # %% ../nbs/71_cli.ipynb #t03
 COMMAND_HELP = 'The command, after all options. It has {name} in place of the value of each parameter of the space; {seed} and ' \
     '{epochs} are given, too.'
@@ -656,6 +665,7 @@ def tune(
     deadline: Annotated[float, typer.Option(help='Seconds after which a run is ended.')] = None,
     seed: Annotated[list[int], typer.Option(help='One search each; may be repeated.')] = (0,),
     meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    device: Annotated[str, typer.Option(help='What trains: cpu, cuda, cuda:1.')] = 'cpu',
     restart: Annotated[bool, typer.Option('--restart',
         help='Set aside what a study of this name has measured.')] = False,
     parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE',
@@ -665,20 +675,13 @@ def tune(
     from pareto_energy.api import Study
     from pareto_energy.models.command import command_loop
     with exit_on_error(2):
-        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed), meter=meter)
+        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed), meter=meter,
+            device=device)
         settings |= dict(map(_parse_override, parameter))
         name = name or command_loop(words, pattern, file).command.name
         study = Study.command(words, read_space(space), name, pattern=pattern, file=file,
             metric=_parse_metric(metric, minimise), restart=restart, **settings)
     with exit_on_error(1): _run_tuned(study)
-
-def _parse_metric(name, minimise):
-    from pareto_energy.api import _LOSSES
-    from pareto_energy.front.log import Metric
-    if minimise is None and _LOSSES.search(name.lower()):
-        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where the '
-            'command writes the negative value.')
-    return Metric(name, direction='minimise' if minimise else 'maximise')
 
 def _run_tuned(study):
     """Run a study of a command, and print its front.
