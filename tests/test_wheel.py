@@ -1,0 +1,64 @@
+"The wheel in an empty folder, where no checkout is: new, run, front, export, book."
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def done(words, cwd, **environment):
+    "Run a command that ends well, and give its standard output."
+    env = {name: value for name, value in os.environ.items() if name != 'PARETO_ENERGY_HOME'} | environment
+    ended = subprocess.run([str(w) for w in words], cwd=cwd, env=env, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout, ended.stderr
+
+
+def files_of(folder): return {path: path.stat().st_mtime_ns for path in folder.rglob('*') if '__pycache__' not in path.parts}
+
+
+def check_pages(wheel):
+    "The wheel holds every chapter without its outputs, the studies, and what the chapters open with."
+    with zipfile.ZipFile(wheel) as archive:
+        pages = {name.removeprefix('pareto_energy/book/'): name for name in archive.namelist() if name.startswith('pareto_energy/book/')}
+        wanted = [path.relative_to(ROOT).as_posix() for pattern in ('nbs/[0-9]*.ipynb', 'nbs/studies/*.yaml', 'data/published/quick/*')
+                  for path in ROOT.glob(pattern)]
+        assert not set(wanted) - set(pages) and len(wanted) > 50
+        chapter = json.loads(archive.read(pages['nbs/64_report.figures.ipynb']))
+        assert not any(cell.get('outputs') for cell in chapter['cells'])
+        assert 'pareto_energy/models/surnames.txt' in archive.namelist()
+    assert wheel.stat().st_size < 2e6
+
+
+def test_the_wheel_works_in_an_empty_folder(tmp_path):
+    done([sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp_path, ROOT], ROOT) # the wheel from the sdist
+    wheel, = tmp_path.glob('*.whl')
+    check_pages(wheel)
+    site, here = tmp_path/'site', tmp_path/'empty'
+    here.mkdir()
+    done([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', site, wheel], here)
+    code = ("import sys, pareto_energy; from pareto_energy.models.space import Space; from pareto_energy.cli import app; "
+            "assert 'torch' not in sys.modules; print(pareto_energy.__file__)")
+    of_wheel = dict(PYTHONPATH=str(site))
+    assert done([sys.executable, '-P', '-c', code], here, **of_wheel)[0].startswith(str(site))
+    program, before = site/'bin/pareto-energy', files_of(site)
+
+    assert 'first.yaml is written' in done([program, 'new', 'first'], here, **of_wheel)[0]
+    small = dict(meter='simulated', families='[logistic]', trials=3, n_initial=2, epochs=2, front_points=2, fresh_seeds=2)
+    changes = [word for name, value in small.items() for word in ('-p', f'{name}={value}')]
+    out, err = done([program, 'run', 'first.yaml', *changes], here, **of_wheel)
+    assert 'digits: test part' in out and str(here/'figures/first/front.pdf') in out
+    assert '53_run.study: 3 of 3 trials' in err and len(list((here/'runs/first').glob('*.ipynb'))) == 13
+    assert files_of(site) == before # nothing is written beside the package
+
+    fronts = [done([program, 'front', study, '--json'], here, **of_wheel)[0] for study in ('first', 'first.yaml', 'data/first')]
+    assert json.loads(fronts[0])['digits']['front'] and len(set(fronts)) == 1
+    assert (here/done([program, 'export', 'data/first'], here, **of_wheel)[0].strip()).exists()
+
+    done([program, 'book'], here, **of_wheel)
+    assert (here/'nbs/53_run.study.ipynb').exists() and (here/'nbs/studies/quick.yaml').exists()
+    assert done([program, 'front', 'published/quick'], here/'nbs', **of_wheel)[0].startswith('digits: test part')
+    assert done([program, 'run', 'first', '--join', *changes], here, **of_wheel)[0] == 'The trials of first are done.\n'
