@@ -411,8 +411,16 @@ def _run_part(part, parameters, known, join):
     if join:
         train_without_chapters(part, 'beside other processes', join=True)
         return typer.echo(f'The trials of {part.study} are done.')
-    run_chapters(part, parameters | dict(study=part.study, machine_policy=part.machine_policy), known)
+    of_part = dict(study=part.study, machine_policy=part.machine_policy)
+    run_chapters(part, _with_defaults(parameters) | of_part, known)
     print_results(part.study)
+
+def _with_defaults(parameters):
+    "All parameters, since those in the cells of the chapters are the published study's."
+    from dataclasses import MISSING
+    from pareto_energy.run.settings import _default, declared
+    defaults = {name: _default(field) for name, field in declared().items()}
+    return {name: value for name, value in defaults.items() if value is not MISSING} | parameters
 
 # %% ../nbs/71_cli.ipynb #c22n
 @command('pareto-energy new income --data income.csv --target income')

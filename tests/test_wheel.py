@@ -52,6 +52,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
     out, err = done([program, 'run', 'first.yaml', *changes], here, **of_wheel)
     assert 'digits: test part' in out and str(here/'figures/first/front.pdf') in out
     assert '53_run.study: 3 of 3 trials' in err and len(list((here/'runs/first').glob('*.ipynb'))) == 13
+    assert json.loads((here/'data/first/study.json').read_text())['ranges'] == {} # the default, and not that of the published study
     assert files_of(site) == before # nothing is written beside the package
 
     fronts = [done([program, 'front', study, '--json'], here, **of_wheel)[0] for study in ('first', 'first.yaml', 'data/first')]
