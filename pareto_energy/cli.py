@@ -324,8 +324,8 @@ def print_results(
 ):
     "The front of a study, and where its figures and notebooks are."
     print_front(study)
-    figures = [p for p in sorted(study_path(study, 'figures').iterdir()) if p.suffix in ('.pdf', '.html')]
-    typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:')
+    figures = [p for p in sorted(study_path(study, 'figures').glob('*')) if p.suffix in ('.pdf', '.html')]
+    if figures: typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:')
     for path in figures: typer.echo(f'  {path}')
     typer.echo(f"Notebooks: {study_path(study, 'runs')}")
 

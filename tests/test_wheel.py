@@ -44,14 +44,16 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
             "assert 'torch' not in sys.modules; print(pareto_energy.__file__)")
     of_wheel = dict(PYTHONPATH=str(site))
     assert done([sys.executable, '-P', '-c', code], here, **of_wheel)[0].startswith(str(site))
+    for page in (site/'pareto_energy/book/nbs').glob('[0-9]*.ipynb'): # test_pipeline runs the whole book
+        if not page.name.startswith(('53', '60')): page.unlink()
     program, before = site/'bin/pareto-energy', files_of(site)
 
     assert 'first.yaml is written' in done([program, 'new', 'first'], here, **of_wheel)[0]
     small = dict(meter='simulated', families='[logistic]', trials=3, n_initial=2, epochs=2, front_points=2, fresh_seeds=2)
     changes = [word for name, value in small.items() for word in ('-p', f'{name}={value}')]
     out, err = done([program, 'run', 'first.yaml', *changes], here, **of_wheel)
-    assert 'digits: test part' in out and str(here/'figures/first/front.pdf') in out
-    assert '53_run.study: 3 of 3 trials' in err and len(list((here/'runs/first').glob('*.ipynb'))) == 13
+    assert 'digits: test part' in out and str(here/'runs/first') in out
+    assert '53_run.study: 3 of 3 trials' in err and len(list((here/'runs/first').glob('*.ipynb'))) == 2
     assert json.loads((here/'data/first/study.json').read_text())['ranges'] == {} # the default, and not that of the published study
     assert files_of(site) == before # nothing is written beside the package
 
