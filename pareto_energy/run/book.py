@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/54_run.book.ipynb #imp
 import os, shutil
 from configparser import ConfigParser
-from dataclasses import MISSING
 from importlib.resources import files
 from pathlib import Path
 from ..core import home, lookup, study_path
