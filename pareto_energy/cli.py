@@ -12,18 +12,9 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .core import home, lookup, output_folder, study_path
+from .run.book import chapters_folder, copy_book, study_file, study_name, write_study_file
 
 # %% ../nbs/71_cli.ipynb #c05
-def chapters_folder() -> Path:
-    """The folder of the chapters: nbs/ here, or in a folder above.
-
-    Raises: FileNotFoundError outside a checkout."""
-    here = Path.cwd()
-    found = [p/'nbs' for p in (here, *here.parents) if (p/'nbs'/'53_run.study.ipynb').exists()]
-    if found: return found[0]
-    raise FileNotFoundError(f'No chapters in {here/"nbs"}: run this inside a checkout of pareto_energy, '
-        'where nbs/53_run.study.ipynb is.')
-
 def list_chapters(
     folder:Path, # from `chapters_folder`
 ) -> list: # paths in order
@@ -43,7 +34,7 @@ def read_yaml(
     except yaml.YAMLError as e: raise ValueError(f"{what} is no YAML: {' '.join(str(e).split())}.") from e
 
 def load_parameters(
-    study:str, # a file in studies/, without suffix
+    study:str, # as in `run.book.study_file`
     overrides:list, # of 'name=value', the value in YAML
     folder:Path, # of the chapters
 ) -> dict:
@@ -51,11 +42,11 @@ def load_parameters(
 
     Raises: ValueError for an unknown study, a file that holds no parameters, or an override without a value."""
     from pareto_energy.run.settings import current_names
-    known = sorted(p.stem for p in (folder/'studies').glob('*.yaml'))
-    path = folder/'studies'/f"{lookup(study, known, 'study')}.yaml"
+    path = study_file(study, folder)
     parameters = read_yaml(path.read_text(encoding='utf-8'), path)
     if not isinstance(parameters, dict):
         raise ValueError(f'{path} must hold lines of "name: value", not {parameters!r}.')
+    parameters = dict(study=path.stem) | parameters
     return current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
 
 def _parse_override(override):
@@ -92,11 +83,13 @@ def check_study(
     from dataclasses import fields
     from pareto_energy.run.settings import ReportSettings, check_settings
     from pareto_energy.run.study import FamilyStudy
+    from pareto_energy.search.strategies import import_pymoo
     chosen = lambda settings: {f.name: parameters[f.name] for f in fields(settings) if f.name in parameters}
     missing = [f.name for f in fields(FamilyStudy) if _is_required(f) and f.name not in parameters]
     if missing:
         raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = FamilyStudy(**chosen(FamilyStudy))
+    if 'nsga2' in study.strategies: import_pymoo()
     check_settings(ReportSettings(**chosen(ReportSettings)))
     if here or study.machine_policy != 'per-machine':
         for part, _ in study.parts(): check_part(part, here)
@@ -135,20 +128,61 @@ def progress_rows(
     done, planned = (sum(r[i] for r in rows) for i in (1, 2))
     return [(chapter, done, planned, f"{status['joules']:.0f} J spent"), *rows]
 
+# %% ../nbs/71_cli.ipynb #c14b
+LINE_EVERY = 30. # seconds between two lines of progress
+
+def progress_line(
+    status:dict, # from `run.study.study_status`
+    chapter:str, # the one that runs
+) -> str:
+    "How far a study is, in one line."
+    (_, done, planned, joules), *_ = progress_rows(status, chapter)
+    points = sum(d['front'] for d in status['datasets'].values())
+    return f"{chapter}: {done} of {planned} trials, {joules}, {points} point{'' if points == 1 else 's'} on the front"
+
 # %% ../nbs/71_cli.ipynb #c15
 @contextmanager
 def progress_bar(study):
     "Show how far a study is, until the block ends; gives a function that takes the chapter's name."
-    if not sys.stderr.isatty(): return (yield lambda name: None)
-    bar, done, current = _make_bar(), threading.Event(), dict(chapter='')
+    with (_bar if sys.stderr.isatty() else _lines)(study) as show: yield show
+
+@contextmanager
+def _bar(study):
+    bar, current = _make_bar(), dict(chapter='')
     with bar:
         tasks = [bar.add_task('', name='') for _ in range(1 + len(study.datasets))]
-        thread = threading.Thread(target=_update_bar, args=(bar, tasks, study, current, done), daemon=True)
-        thread.start()
-        try: yield lambda name: current.update(chapter=name)
-        finally:
-            done.set()
-            thread.join()
+        update = lambda: _update_bar(bar, tasks, study, current)
+        def show(name):
+            current.update(chapter=name)
+            update()
+        with _repeated(update, 1): yield show
+
+@contextmanager
+def _lines(study):
+    "A line when a chapter begins, every half minute, and when it ends."
+    from pareto_energy.run.study import study_status
+    current = dict(chapter='')
+    def write(remark=''):
+        if current['chapter']: typer.echo(progress_line(study_status(study), current['chapter']) + remark, err=True)
+    def show(name):
+        write('; done')
+        current.update(chapter=name)
+        write()
+    with _repeated(write, LINE_EVERY): yield show
+    write('; done')
+
+@contextmanager
+def _repeated(action, seconds):
+    "Do something again and again in a second thread, until the block ends."
+    done = threading.Event()
+    def repeat():
+        while not done.wait(seconds): action()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        done.set()
+        thread.join()
 
 def _make_bar():
     from rich.console import Console
@@ -156,12 +190,10 @@ def _make_bar():
     columns = TextColumn('{task.fields[name]}'), BarColumn(16), MofNCompleteColumn(), TextColumn('{task.description}'), TimeElapsedColumn()
     return Progress(*columns, console=Console(stderr=True))
 
-def _update_bar(bar, tasks, study, current, done):
+def _update_bar(bar, tasks, study, current):
     from pareto_energy.run.study import study_status
-    while True:
-        for task, (name, completed, total, remark) in zip(tasks, progress_rows(study_status(study), current['chapter'])):
-            bar.update(task, name=name, completed=completed, total=total, description=remark)
-        if done.wait(1): return
+    for task, (name, completed, total, remark) in zip(tasks, progress_rows(study_status(study), current['chapter'])):
+        bar.update(task, name=name, completed=completed, total=total, description=remark)
 
 # %% ../nbs/71_cli.ipynb #c16
 def execute(
@@ -294,8 +326,8 @@ def print_results(
 ):
     "The front of a study, and where its figures and notebooks are."
     print_front(study)
-    figures = [p for p in sorted(study_path(study, 'figures').iterdir()) if p.suffix in ('.pdf', '.html')]
-    typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:')
+    figures = [p for p in sorted(study_path(study, 'figures').glob('*')) if p.suffix in ('.pdf', '.html')]
+    if figures: typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:')
     for path in figures: typer.echo(f'  {path}')
     typer.echo(f"Notebooks: {study_path(study, 'runs')}")
 
@@ -357,7 +389,8 @@ JOIN_HELP = 'Work beside other processes on the same study, in the same folder, 
 
 @command('pareto-energy run quick -p study=longer -p trials=30')
 def run(
-    study: Annotated[str, typer.Argument(help='A study in nbs/studies/, such as quick.')],
+    study: Annotated[str, typer.Argument(help='A YAML file, or a name: of one in this folder, or of a study of the '
+        'book, such as quick.')],
     parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE', help=OVERRIDE_HELP)] = (),
     join: Annotated[bool, typer.Option('--join', help=JOIN_HELP)] = False,
     cluster: Annotated[str, typer.Option(metavar='tcp://HOST:PORT',
@@ -381,32 +414,62 @@ def _run_part(part, parameters, known, join):
     if join:
         train_without_chapters(part, 'beside other processes', join=True)
         return typer.echo(f'The trials of {part.study} are done.')
-    run_chapters(part, parameters | dict(study=part.study, machine_policy=part.machine_policy), known)
+    of_part = dict(study=part.study, machine_policy=part.machine_policy)
+    run_chapters(part, _with_defaults(parameters) | of_part, known)
     print_results(part.study)
 
+def _with_defaults(parameters):
+    "All parameters, since those in the cells of the chapters are the published study's."
+    from dataclasses import MISSING
+    from pareto_energy.run.settings import _default, declared
+    defaults = {name: _default(field) for name, field in declared().items()}
+    return {name: value for name, value in defaults.items() if value is not MISSING} | parameters
+
+# %% ../nbs/71_cli.ipynb #c22n
+@command('pareto-energy new income --data income.csv --target income')
+def new(
+    name: Annotated[str, typer.Argument(help='The name of the study, and of its file.')],
+    data: Annotated[Path, typer.Option(help='A table of your own.')] = None,
+    target: Annotated[str, typer.Option(help='The column of the table that is predicted.')] = None,
+):
+    "Write NAME.yaml, the file of a new study, with every parameter and its meaning."
+    with exit_on_error(2): path = write_study_file(name, data, target)
+    typer.echo(f'{path} is written. Change what you like, then: pareto-energy run {path}')
+
+@command('pareto-energy book my-book')
+def book(
+    folder: Annotated[Path, typer.Argument(help='The folder that gets nbs/.')] = Path('.'),
+):
+    "Copy the chapters and their studies to FOLDER/nbs, to read or change them; runs in FOLDER execute the copies."
+    with exit_on_error(2): chapters = copy_book(folder)
+    typer.echo(f'{len(list_chapters(chapters))} chapters are in {chapters}, their studies in {chapters/"studies"}.')
+
 # %% ../nbs/71_cli.ipynb #c23
+STUDY_HELP = 'A study with results: its name, such as published/quick, its YAML file, or its folder.'
+
 @command('pareto-energy front published/quick')
 def front(
-    study: Annotated[str, typer.Argument(help='A study with results, such as published/quick.')] = 'published/quick',
+    study: Annotated[str, typer.Argument(help=STUDY_HELP)] = 'published/quick',
     json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
     csv: Annotated[bool, typer.Option('--csv', help='Print the points as CSV, for programs.')] = False,
 ):
     "Print the front of a study: model, accuracy, energy, what a point costs, and what follows."
     with exit_on_error(2):
         if json_ and csv: raise ValueError('Choose one of --json and --csv.')
+        study = study_name(study)
         if json_: typer.echo(front_json(study))
         elif csv: typer.echo(read_front(study).query('on_front').to_csv(index=False), nl=False)
         else: print_front(study)
 
 @command('pareto-energy compare published/quick longer')
 def compare(
-    studies: Annotated[list[str], typer.Argument(help='Two studies or more, such as published/quick longer.')],
+    studies: Annotated[list[str], typer.Argument(help='Two studies or more: names, YAML files or folders.')],
     json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
 ):
     "Compare studies on the datasets that they share: hypervolume, distance to the best known front, searches in pairs."
     from pareto_energy.report.comparison import compare_studies, comparison_sentence, differences
     with exit_on_error(2):
-        found = read_studies(studies)
+        found = read_studies([*map(study_name, studies)])
         table, pairs = compare_studies(found)
     if json_:
         answer = dict(studies=json_records(table), pairs=json_records(pairs), differences=differences(found))
@@ -582,7 +645,7 @@ FORMAT_HELP = 'csv or parquet (trials), emissions (as CodeCarbon writes them), c
 
 @command('pareto-energy export published/quick --to emissions --country DEU')
 def export(
-    study: Annotated[str, typer.Argument(help='A study with results, such as published/quick.')],
+    study: Annotated[str, typer.Argument(help=STUDY_HELP)],
     to: Annotated[str, typer.Option(help=FORMAT_HELP)] = 'csv',
     path: Annotated[Path, typer.Option(help='The file; by default beside the log of the study.')] = None,
     country: Annotated[str, typer.Option(help='Whose electricity: ISO code of three letters.')] = 'GBR',
@@ -591,6 +654,7 @@ def export(
     from pareto_energy.report.export import FORMATS, export as write
     with exit_on_error(2):
         lookup(to, FORMATS, 'format')
+        study = study_name(study)
         if not (study_path(study)/'trials.jsonl').exists():
             raise FileNotFoundError(f'No trials in {study_path(study)}: run the study first, with pareto-energy run '
                 f'{study}.')

@@ -27,10 +27,11 @@ def lookup(
 
 # %% ../nbs/10_core.ipynb #c09
 def home() -> Path: # the folder that holds data/ and figures/
-    "The project's folder: `PARETO_ENERGY_HOME`, else the nearest parent with a settings.ini, else the working folder."
+    "The project's folder: `PARETO_ENERGY_HOME`, else the nearest one with settings.ini or the chapters, else this folder."
     if os.environ.get('PARETO_ENERGY_HOME'): return Path(os.environ['PARETO_ENERGY_HOME']).expanduser().absolute()
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    marks = 'settings.ini', 'nbs/53_run.study.ipynb'
+    return next((p for p in (here, *here.parents) if any((p/mark).exists() for mark in marks)), here)
 
 # %% ../nbs/10_core.ipynb #c10
 def study_path(

@@ -89,6 +89,14 @@ def test_a_member_of_a_downloaded_archive(cache, monkeypatch):
     assert fetch_file(file) == b'hello' and (cache/'letters/hello.txt').read_bytes() == b'hello'
 
 
+def test_surnames_are_those_of_the_published_studies():
+    "Name by name, and in their order, on which the split depends."
+    names, languages, _ = datasets._surnames()
+    rows = '\n'.join(f"{''.join(name)}\t{language}" for name, language in zip(names, languages))
+    assert len(names) == 11_415
+    assert hashlib.sha256(rows.encode()).hexdigest() == '401dbc2db0fc3bcef64383df95f2e0a722004963048a74a3641dde418665fc3b'
+
+
 REAL = {'fashion-mnist': ((1, 28, 28), 10, 48_000, 10_000), 'adult': ((107,), 2, 26_048, 16_281),
         'sms-spam': ((43,), 2, 3_344, 1_115), 'spoken-digits': ((65, 61), 10, 2_000, 500)}
 

@@ -1,4 +1,4 @@
-"The whole book on the simulated meter, the study chapter alone, and the installed package."
+"The whole book on the simulated meter, and the study chapter alone."
 import os
 import subprocess
 import sys
@@ -49,13 +49,3 @@ def test_no_network(home, smoke, monkeypatch):
     assert [t.status for t in trials] == ['finished']*4
     measure(calibration_workload, open_meter('codecarbon'), seconds=.1)
     assert not tried
-
-
-def test_wheel_outside_the_checkout(tmp_path):
-    said(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--wheel-dir', tmp_path, ROOT, home=tmp_path)
-    wheel, = tmp_path.glob('*.whl')
-    said(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', tmp_path/'site', wheel, home=tmp_path)
-    code = ("import sys; sys.path.insert(0, 'site'); import pareto_energy; from pareto_energy.models.space import Space; from pareto_energy.cli import app; "
-            "assert 'torch' not in sys.modules; print(pareto_energy.__file__)")
-    assert str(tmp_path/'site') in said(sys.executable, '-P', '-c', code, home=tmp_path, cwd=tmp_path).replace('site/', f'{tmp_path}/site/', 1)
-    assert (tmp_path/'site/bin/pareto-energy').exists()

@@ -223,16 +223,11 @@ _LANGUAGES = (
     'de_DE', 'en_GB', 'es_ES', 'et_EE', 'fi_FI', 'fr_FR', 'ga_IE', 'hr_HR', 'it_IT', 'nl_NL', 'sk_SK', 'sv_SE',
     'zu_ZA')
 
-def _surnames_of(language):
-    from importlib import import_module
-    provider = vars(import_module(f'faker.providers.person.{language}').Provider)
-    kinds = ('last_names', 'last_names_male', 'last_names_female')
-    return {name.lower() for kind in kinds for name in provider.get(kind) or ()}
-
 def _surnames():
-    lists = [_surnames_of(language) for language in _LANGUAGES]
-    n_languages = Counter(name for names in lists for name in names)
-    rows = [(list(name), n) for n, names in enumerate(lists) for name in sorted(names) if n_languages[name] == 1]
+    from importlib.resources import files
+    lines = (files('pareto_energy.models')/'surnames.txt').read_text(encoding='utf-8').splitlines()
+    lists = {language: names for language, *names in (line.split('\t') for line in lines if not line.startswith('#'))}
+    rows = [(list(name), n) for n, language in enumerate(_LANGUAGES) for name in lists[language]]
     return [name for name, _ in rows], np.array([n for _, n in rows]), {}
 
 # %% ../../nbs/20_models.data.ipynb #c25

@@ -85,11 +85,21 @@ def _grid_strategy(search, trials, seed):
 # %% ../../nbs/40_search.strategies.ipynb #n01
 _N_PARENTS = 10
 
+def import_pymoo():
+    """The classes of pymoo that `nsga2` needs: NSGA2, RankAndCrowding, Population, Problem.
+
+    Raises: ImportError that names the extra."""
+    try:
+        from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowding
+        from pymoo.core.population import Population
+        from pymoo.core.problem import Problem
+    except ImportError as e:
+        raise ImportError("The strategy nsga2 needs pymoo: pip install 'pareto_energy[nsga2]'.") from e
+    return NSGA2, RankAndCrowding, Population, Problem
+
 def _nsga2_strategy(search, trials, seed):
     "A child of two of the best trials: NSGA-II (Deb et al. 2002), steady-state."
-    from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowding
-    from pymoo.core.population import Population
-    from pymoo.core.problem import Problem
+    NSGA2, RankAndCrowding, Population, Problem = import_pymoo()
     done = [t for t in trials if t.status == 'finished']
     problem = Problem(n_var=len(search.space), n_obj=2, xl=0., xu=1.)
     x = np.array([to_unit(search.space, t.configuration) for t in done])
