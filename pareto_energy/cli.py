@@ -47,7 +47,14 @@ def load_parameters(
     if not isinstance(parameters, dict):
         raise ValueError(f'{path} must hold lines of "name: value", not {parameters!r}.')
     parameters = dict(study=path.stem) | parameters
-    return current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
+    found = current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
+    return found | (dict(data=_absolute_data(found['data'], path.parent)) if isinstance(found.get('data'), dict) else {})
+
+def _absolute_data(data, folder):
+    "The files of a person's own data, whose paths start at the folder of the study's file."
+    paths = {key: str((folder/Path(data[key]).expanduser()).resolve()) for key in ('path', 'test') if isinstance(data.get(key), str)}
+    if 'test' in paths and not Path(paths['test']).exists(): paths.pop('test') # the name of a column
+    return data | paths
 
 def _parse_override(override):
     name, equals, value = override.partition('=')

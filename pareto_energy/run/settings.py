@@ -80,9 +80,6 @@ class TrainingSettings:
 class StudySettings(TrainingSettings):
     "The parameters of a study."
     study: str = setting('names its folder', _anything)
-    datasets: list = setting(
-        'names in models.data.DATASETS, or openml: and a number',
-        _list_of('dataset', check_dataset_name), fixed=False)
     families: list = setting(
         'names in models.families.FAMILIES',
         _list_of('family', _one_of(SPACES, 'family')), fixed=False)
@@ -93,6 +90,9 @@ class StudySettings(TrainingSettings):
     trials: int = setting('of each search', _positive_integer, fixed=False)
     n_initial: int = setting('space-filling trials of each search before its strategy decides', _positive_integer)
     epochs: int = setting('length of the longest trajectory', _positive_integer)
+    datasets: list = setting(
+        'names in models.data.DATASETS, or openml: and a number; none where data says what is trained on',
+        _list_of('dataset', check_dataset_name), [], fixed=False)
     data: dict|None = setting(
         'your own: path and target, and what else models.own_data.DataSource has, as in {path: income.csv, target: income}',
         _optional(_data), None)
