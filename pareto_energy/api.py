@@ -193,7 +193,9 @@ def live_progress(
         from rich.console import Console
         with Console(stderr=True).status('The study begins.') as line:
             yield _at_most_every(every, lambda trials: line.update(progress_sentence(study, trials)))
-    else: yield _at_most_every(30., lambda trials: print(progress_sentence(study, trials), file=sys.stderr, flush=True), time.perf_counter())
+    else:
+        say = lambda trials: print(progress_sentence(study, trials), file=sys.stderr, flush=True)
+        yield _at_most_every(30., say, begin=time.perf_counter())
 
 # %% ../nbs/70_api.ipynb #s01
 def _own_spaces(
@@ -272,7 +274,8 @@ def _check_own_names(settings:dict):
 
 # %% ../nbs/70_api.ipynb #d01
 FAMILIES_FOR = dict( # modality -> families that often serve
-    table=('logistic', 'svm', 'mlp', 'gbdt'), image=('logistic', 'mlp', 'cnn'), sequence=('logistic', 'mlp', 'cnn'), text=('logistic', 'cnn'))
+    table=('logistic', 'svm', 'mlp', 'gbdt'), image=('logistic', 'mlp', 'cnn'), sequence=('logistic', 'mlp', 'cnn'),
+    text=('logistic', 'cnn'))
 
 def wants_data(
     loop, # as in `models.custom.check_loop`
@@ -282,7 +285,8 @@ def wants_data(
 
 def _named_loops(train):
     "The loops by their names, once they are checked."
-    if train is None: raise ValueError("There is nothing to train: give a loop and its space, or data (data='income.csv', target='income').")
+    if train is None:
+        raise ValueError("There is nothing to train: give a loop and its space, or data='income.csv' and target='income'.")
     loops = train if isinstance(train, dict) else {loop_name(train): train}
     for name, loop in loops.items():
         check_loop(loop)

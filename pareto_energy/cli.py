@@ -93,6 +93,7 @@ def check_study(
     from pareto_energy.search.strategies import import_pymoo
     chosen = lambda settings: {f.name: parameters[f.name] for f in fields(settings) if f.name in parameters}
     missing = [f.name for f in fields(FamilyStudy) if _is_required(f) and f.name not in parameters]
+    if not parameters.get('datasets') and not parameters.get('data'): missing = ['datasets', *missing]
     if missing:
         raise ValueError(f"The study lacks {', '.join(missing)}: add them to its YAML file, or give them with -p.")
     study = FamilyStudy(**chosen(FamilyStudy))

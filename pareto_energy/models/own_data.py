@@ -530,8 +530,8 @@ def find_data(
     before = dataset.details['record'] if dataset else recorded
     if before.get('content', record['content']) == record['content']:
         return (dataset, record) if dataset else _prepare_with_record(source, record)
-    raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content differs. Give the study "
-        'another name, or put the old data back.')
+    raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content differs. "
+        'Give the study another name, put the old data back, or begin again with restart=True.')
 
 def _recorded_data(folder): # in the record of a study that has trials
     path = folder/'study.json'
