@@ -8,6 +8,8 @@ EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --i
 study: install
 	@$(BIN)/pareto-energy run quick
 
+# one thread a process, since two processes share the cores
+test: export OMP_NUM_THREADS ?= 1
 test: install
 	PARETO_ENERGY_LOCK=$$(mktemp -u) $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests

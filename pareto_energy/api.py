@@ -6,20 +6,28 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import itertools, json, math, re, sys, time
+import inspect, itertools, json, math, re, sys, time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
-from .models.space import Float, Int, describe_space, is_value_of, parse_space, record_space, record_value
+from .models.data import constant_utility, load_dataset, metric_label
+from .models.space import (
+    Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
+from .models.families import SPACES, family_space, supports
 from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .models.own_data import find_data
+from .models.command import command_loop
 from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
 from .run.settings import StudySettings, current_names, read_settings
-from .run.study import FamilyStudy, is_complete, pending_trials, run_study, total_joules
+from .run.tasks import train_family
+from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
 from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
 from .report.sentences import (
@@ -135,7 +143,8 @@ def progress_sentence(
     points = lambda name: trajectory_points([t for t in ended if t.dataset == name])
     covered = sum(hypervolume(pareto_front(points(name)), ref_point) for name, ref_point in study.ref_points.items())
     pending = pending_trials(study, {t.key: t for t in trials})
-    return f'{len(ended)} of {len(ended) + len(pending)} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
+    planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # time decides, not their number
+    return f'{len(ended)}{planned} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
 
 def live_front_chart(
     study, # a `Study`
@@ -157,9 +166,9 @@ def _in_notebook() -> bool:
     "Does a notebook show what is displayed here?"
     return 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
 
-def _at_most_every(seconds, show):
+def _at_most_every(seconds, show, begin=-math.inf):
     "A function that calls `show`, unless it did within the last seconds."
-    last = -math.inf
+    last = begin
     def watch(trials):
         nonlocal last
         if time.perf_counter() - last < seconds: return
@@ -184,7 +193,7 @@ def live_progress(
         from rich.console import Console
         with Console(stderr=True).status('The study begins.') as line:
             yield _at_most_every(every, lambda trials: line.update(progress_sentence(study, trials)))
-    else: yield None
+    else: yield _at_most_every(30., lambda trials: print(progress_sentence(study, trials), file=sys.stderr, flush=True), time.perf_counter())
 
 # %% ../nbs/70_api.ipynb #s01
 def _own_spaces(
@@ -222,12 +231,17 @@ def _train_own(
     spaces:dict, # name -> Space
     sign:int, # of what they report in the utility
     name:str, # of the data
-    family:str, # of the loop
+    family:str, # of the loop, or one of ours
     configuration:dict, # as it is recorded
-    *args, **kwargs, # as in `models.custom.train_loop`, after the configuration
+    *args, # as in `models.custom.train_loop`, after the configuration
+    folder:Path|None, # of a study that has data of its own
+    **kwargs, # as args
 ):
-    "Train one of the user's loops, which gets the options themselves."
-    return train_loop(loops[family], spaces[family].restore(configuration), *args, sign=sign, **kwargs)
+    "Train one of the user's loops, which gets the options themselves, or a family of ours on the user's data."
+    if family not in loops: return train_family(name, family, configuration, *args, folder=folder, **kwargs)
+    loop = loops[family]
+    if wants_data(loop): loop = partial(loop, data=load_dataset(name, folder=folder))
+    return train_loop(loop, spaces[family].restore(configuration), *args, sign=sign, **kwargs)
 
 # %% ../nbs/70_api.ipynb #s02
 OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',), seeds=(0,), repeats=1,
@@ -253,8 +267,42 @@ def _as_metric(metric):
 
 def _check_own_names(settings:dict):
     "Refuse a setting that a study of one's own does not have."
-    own = [f.name for f in fields(StudySettings) if f.name not in ('study', 'datasets', 'families', 'ranges', 'utility')]
+    own = [f.name for f in fields(StudySettings) if f.name not in ('study', 'datasets', 'families', 'ranges', 'utility', 'data')]
     for name in settings: lookup(name, own, "parameter of a study of one's own")
+
+# %% ../nbs/70_api.ipynb #d01
+FAMILIES_FOR = dict( # modality -> families that often serve
+    table=('logistic', 'svm', 'mlp', 'gbdt'), image=('logistic', 'mlp', 'cnn'), sequence=('logistic', 'mlp', 'cnn'), text=('logistic', 'cnn'))
+
+def wants_data(
+    loop, # as in `models.custom.check_loop`
+) -> bool:
+    "Whether a loop takes the data of its study."
+    return 'data' in inspect.signature(loop).parameters
+
+def _named_loops(train):
+    "The loops by their names, once they are checked."
+    if train is None: raise ValueError("There is nothing to train: give a loop and its space, or data (data='income.csv', target='income').")
+    loops = train if isinstance(train, dict) else {loop_name(train): train}
+    for name, loop in loops.items():
+        check_loop(loop)
+        if wants_data(loop): raise ValueError(f"{name} wants data: give them to the study, as in Study(data='income.csv', models=[…]).")
+    return loops
+
+def _models_of_data(models, ranges, data):
+    "Loops by their names, and the space of each model, on data."
+    if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
+    models = list(models.values()) if isinstance(models, dict) else models if isinstance(models, (list, tuple)) else [models]
+    families = [m for m in models if isinstance(m, str)]
+    loops = {loop_name(m): m for m in models if not isinstance(m, str)}
+    for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
+    for family in families:
+        lookup(family, SPACES, 'family')
+        if not supports(family, data): raise ValueError(f'{family} does not serve {data.name} ({data.modality}, {data.task}): '
+            f"choose from {', '.join(f for f in SPACES if supports(f, data))}.")
+    for name in ranges: lookup(name, [*families, *loops], 'model')
+    spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality) for f in families}
+    return loops, spaces | _own_spaces(loops, {name: ranges[name] for name in loops if name in ranges})
 
 # %% ../nbs/70_api.ipynb #f11
 def set_aside(folder):
@@ -313,13 +361,18 @@ class OwnStudy(Results, FamilyStudy):
     @property
     def own_record(self): # what tells this model from others
         loops = {name: fingerprint(loop, self.version) for name, loop in self.loops.items()}
-        return dict(metric=self.metric.record(), version=self.version, loops=loops)
+        return super().own_record | dict(metric=self.metric.record(), version=self.version, loops=loops)
+
+    def _take_loops(self, train, space):
+        self.loops = _named_loops(train)
+        self.own_spaces = _own_spaces(self.loops, space if isinstance(train, dict) else {name: space for name in self.loops})
 
     @property
     def functions(self): return self.loops
 
     @property
-    def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign)
+    def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign,
+        folder=self.folder if self.own_data else None)
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
@@ -340,7 +393,8 @@ class OwnStudy(Results, FamilyStudy):
     @property
     def ref_points(self): # dataset -> `RefPoint`
         points = trajectory_points(self.trials_so_far)
-        stated = None if self.ref_utility is None else self.metric.sign*self.ref_utility
+        stated = constant_utility(self.own_data, self.utility) if self.own_data else None
+        if self.ref_utility is not None: stated = self.metric.sign*self.ref_utility
         return {self.datasets[0]: replace(_own_ref_point(points, stated, self.ref_joules), metric=self.metric)}
 
     def run_part(self, **how): # as in `run.study.run_study`
@@ -355,30 +409,36 @@ class OwnStudy(Results, FamilyStudy):
 
 # %% ../nbs/70_api.ipynb #s03
 class Study(OwnStudy):
-    """A model of one's own between utility and energy.
+    """Models of one's own, or ours on one's own data, between utility and energy.
 
-    Raises: ValueError for a loop, a space, a configuration or a setting that is wrong, before anything is trained."""
+    Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before anything is trained."""
     def __init__(self,
-        train, # a loop, as in `models.custom.check_loop`; or name -> loop
-        space:dict, # its search space, as in `models.space.parse_space`; or name -> space
+        train=None, # a loop, as in `models.custom.check_loop`; or name -> loop
+        space:dict|None=None, # its search space, as in `models.space.parse_space`; or name -> space
         study:str='own', # names its folder
-        metric:str|Metric='accuracy', # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
+        metric:str|Metric|None=None, # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
         enqueued=(), # configurations to be trained first
         version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
         restart:bool=False, # set aside what the study has measured so far
+        data=None, # to train on: a file, a folder, a table, arrays, or as in `models.own_data.DataSource`
+        target:str|None=None, # the column of a table that is predicted
+        models=None, # names of families and loops, trained on the data; by default those that often serve such data
         **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
     ):
-        several = isinstance(train, dict)
-        self.loops = train if several else {loop_name(train): train}
-        for loop in self.loops.values(): check_loop(loop)
-        self.own_spaces = _own_spaces(self.loops, space if several else {name: space for name in self.loops})
         settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
-        self.enqueued = _check_enqueued(settings.pop('enqueued', ()), self.own_spaces)
-        self.metric, self.version = _as_metric(metric), version
+        own_settings = {name: settings.pop(name) for name in [*settings] if name == 'enqueued'}
         _check_own_names(settings)
+        utility = metric if data is not None and isinstance(metric, str) else None
+        if data is None: self._take_loops(train, space)
+        else:
+            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **({'target': target} if target else {}))
+            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
+            metric = metric_label(self.own_data, utility)
+        self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
+        self.metric, self.version = _as_metric(metric or 'accuracy'), version
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
-        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.loops), ranges=ranges,
-            **(OWN_DEFAULTS | settings))
+        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces), ranges=ranges,
+            utility=utility, **(OWN_DEFAULTS | settings))
         if restart: set_aside(self.folder)
         _keep_former_ranges(self)
         _check_same_model(self)
@@ -400,6 +460,45 @@ class Study(OwnStudy):
         _check_direction(optuna_study, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+    @classmethod
+    def command(cls,
+        command, # a string or a list of arguments, as in `models.command.command_loop`
+        space:dict, # as in `models.space.parse_space`
+        study:str, # names its folder
+        *,
+        pattern:str|None=None, # regular expression with a group for the utility; None: lines of JSON
+        file:str|None=None, # that the command writes utilities to; None: they are read from standard output
+        grace:float=5., # seconds between SIGTERM and SIGKILL, where a run is stopped
+        **how, # as in `Study`
+    ):
+        """Study a program in any language, which writes its utility after each epoch.
+
+        Raises: ValueError for a command that does not fit the space, or a program that is not there."""
+        loop, space = command_loop(command, pattern, file, grace), parse_space(space)
+        loop.command.check(space.restore(centre_config(space)))
+        return cls(loop, space, study, **how)
+
+# %% ../nbs/70_api.ipynb #w01
+_SEARCH_SHARE = .7 # of the time
+
+def run_within(
+    study:Study,
+    minutes:float,
+) -> Study:
+    """Search for most of a time, and then train the front again.
+
+    Raises: StudyStopped where Ctrl-C ended it before."""
+    end = time.monotonic() + 60*_SEARCH_SHARE*minutes
+    study.max_hours = _SEARCH_SHARE*minutes/60
+    try: return study.run()
+    except StudyStopped:
+        if time.monotonic() < end: raise
+    trials = {t.key: t for t in study.trials_so_far}
+    unfinished = {key[:-1] for key in pending_trials(study, trials)}
+    done = Counter(key[:-1] for key, t in trials.items() if t.status != 'started')
+    study.trials, study.max_hours = max(1, min((done[search] for search in unfinished), default=study.trials)), None
+    return study.run()
 
 # %% ../nbs/70_api.ipynb #l01
 class LoadedStudy(Results):

@@ -47,7 +47,14 @@ def load_parameters(
     if not isinstance(parameters, dict):
         raise ValueError(f'{path} must hold lines of "name: value", not {parameters!r}.')
     parameters = dict(study=path.stem) | parameters
-    return current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
+    found = current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
+    return found | (dict(data=_absolute_data(found['data'], path.parent)) if isinstance(found.get('data'), dict) else {})
+
+def _absolute_data(data, folder):
+    "The files of a person's own data, whose paths start at the folder of the study's file."
+    paths = {key: str((folder/Path(data[key]).expanduser()).resolve()) for key in ('path', 'test') if isinstance(data.get(key), str)}
+    if 'test' in paths and not Path(paths['test']).exists(): paths.pop('test') # the name of a column
+    return data | paths
 
 def _parse_override(override):
     name, equals, value = override.partition('=')
@@ -113,6 +120,7 @@ def check_part(
         typer.echo(f'Warning: {describe_damage(study.log_path, log.damage)} The other lines are used.', err=True)
     check_unchanged(study)
     output_folder(study.study)
+    study.save_data()
     if here and log.trials and not is_complete(study, log.trials):
         check_same_source(log.trials.values(), *label_and_machine(study.measurement))
 
@@ -313,8 +321,9 @@ def print_front(
     "The front of each dataset as a table, and what it says."
     from pareto_energy.api import load_study
     from pareto_energy.report.tables import format_front
+    front = read_front(study)
     if message := load_study(study).unfinished_message: typer.echo(message + '\n')
-    for name, rows in read_front(study).groupby('dataset', sort=False):
+    for name, rows in front.groupby('dataset', sort=False):
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows)) + '\n')
@@ -403,6 +412,7 @@ def run(
         check_parameters(parameters)
         if join and cluster: raise ValueError('Choose one of --join and --cluster.')
         checked = check_study(parameters, here=not cluster)
+        parameters |= dict(datasets=checked.datasets) # of a person's own data by their name
     with exit_on_error(1):
         parts = train_on_cluster(checked, cluster) if cluster else [part for part, _ in checked.parts()]
         for part in parts: _run_part(part, parameters, known_parameters(list_chapters(folder)), join)
@@ -490,6 +500,54 @@ def read_studies(
         folders = ', '.join(str(study_path(name)) for name in missing)
         raise FileNotFoundError(f'No trials in {folders}: run the study first, with pareto-energy run {missing[0]}.')
     return {name: read_study(name)[:2] for name in names}
+
+# %% ../nbs/71_cli.ipynb #n01
+@command('pareto-energy find income.csv --target income --minutes 5')
+def find(
+    data: Annotated[Path, typer.Argument(help='A table (CSV, Parquet, Feather, Excel), or a folder with a folder for each class.')],
+    target: Annotated[str, typer.Option(help='The column that is predicted.')] = None,
+    model: Annotated[list[str], typer.Option(help='A family of models; may be repeated. Default: those that often serve.')] = (),
+    minutes: Annotated[float, typer.Option(min=.05, help='For all of it, more or less.')] = 5.,
+    joules: Annotated[float, typer.Option(help='That the search may take, about; without it, time alone ends the search.')] = None,
+    metric: Annotated[str, typer.Option(help='Such as balanced_accuracy; default: accuracy, for a regression R².')] = None,
+    task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
+    name: Annotated[str, typer.Option(help="Of the study; default: the file's.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
+    meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
+):
+    "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
+    with exit_on_error(2):
+        study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None, metric=metric,
+            epochs=epochs, meter=meter)
+        if joules is not None: study.max_joules = joules/len(study.searches)
+    print_data(study)
+    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was measured stays.")
+    with exit_on_error(1): _find_within(study, minutes)
+    print_front(study.study)
+    chart = output_folder(study.study, 'figures')/'front.png'
+    study.chart.save(chart, ppi=200)
+    typer.echo(f'Chart: {chart}. Trials: {study.log_path}.')
+
+def _study_of_data(data, target, task, name, **how):
+    from pareto_energy.api import Study
+    from pareto_energy.models.own_data import parse_source, source_name
+    source = parse_source(data, **{k: v for k, v in dict(target=target, task=task).items() if v})
+    return Study(data=source, study=name or source_name(source), trials=1000, **how)
+
+def _find_within(study, minutes):
+    from pareto_energy.api import run_within
+    from pareto_energy.run.study import StudyStopped
+    os.environ['OMP_NUM_THREADS'] = str(study.threads)
+    try: run_within(study, minutes)
+    except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+
+def print_data(
+    study, # a `Study` on a person's own data
+):
+    "What is in the data."
+    from pareto_energy.models.data import describe_data
+    for what, text in describe_data(study.own_data).items(): typer.echo(f'{what}: {text}')
 
 # %% ../nbs/71_cli.ipynb #m01
 MAX_SPREAD = .1 # of the calibration workload, relative, up to which a machine is usable
@@ -610,3 +668,102 @@ def export(
         path = path or output_folder(study)/FORMATS[to]
         write(study, to, path, country)
     typer.echo(path)
+
+# %% ../nbs/71_cli.ipynb #t01
+def read_space(
+    path:Path, # of YAML
+) -> dict: # as in `models.space.parse_space`
+    """A search space from a file.
+
+    Raises: ValueError where it holds something else."""
+    import yaml
+    try: names = yaml.load(path.read_text(encoding='utf-8'), Loader=yaml.BaseLoader) # all values as text
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(e).split())}.") from e
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f'{path} must hold lines such as "lr: [1e-4, 1e-1, log]", not {names!r}.')
+    return {name: _parse_values(name, values) for name, values in names.items()}
+
+def _parse_values(name, values):
+    if isinstance(values, dict):
+        options = values.get('options')
+        if set(values) == {'options'} and isinstance(options, list): return _parse_scalar(options)
+        raise ValueError(f'{name}: write [low, high], [low, high, log], a list of options, one value, or '
+            f'{{options: [16, 64]}} for options that would read as a range; found {values}.')
+    parsed = _parse_scalar(values)
+    if not isinstance(parsed, list): return parsed
+    has_ends = len(parsed) > 1 and not any(isinstance(v, (str, list)) for v in parsed[:2])
+    return tuple(parsed) if has_ends and parsed[2:] in ([], ['log']) else parsed
+
+def _parse_scalar(text): # a number where it is one
+    if isinstance(text, list): return [*map(_parse_scalar, text)]
+    if isinstance(text, dict) or not re.fullmatch(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?', text): return text
+    return (int if text.lstrip('+-').isdigit() else float)(text)
+
+# %% ../nbs/71_cli.ipynb #t03m
+def _parse_metric(name, minimise):
+    from pareto_energy.api import _LOSSES
+    from pareto_energy.front.log import Metric
+    if minimise is None and _LOSSES.search(name.lower()):
+        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where the '
+            'command writes the negative value.')
+    return Metric(name, direction='minimise' if minimise else 'maximise')
+
+# %% ../nbs/71_cli.ipynb #t03
+COMMAND_HELP = 'The command, after all options. It has {name} in place of the value of each parameter of the space; {seed} and ' \
+    '{epochs} are given, too.'
+SPACE_HELP = 'YAML, a line for each parameter: its range (low, high and perhaps log), or its options, in brackets.'
+PATTERN_HELP = 'Regular expression that finds the utility in a line: its first group, or groups named utility, epoch and test. ' \
+    'By default, lines of JSON with "utility".'
+FILE_HELP = 'A file that the command writes its utilities to; by default they are read from its standard output.'
+MORE_HELP = 'Another parameter of the study, such as front_points, in YAML; may be repeated.'
+
+_EXAMPLE = "pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- python train.py --lr {lr} --epochs {epochs}"
+
+@app.command(epilog=f'Example: {_EXAMPLE}', context_settings=dict(allow_interspersed_args=False))
+def tune(
+    words: Annotated[list[str], typer.Argument(metavar='COMMAND', help=COMMAND_HELP)],
+    space: Annotated[Path, typer.Option(exists=True, dir_okay=False, help=SPACE_HELP)],
+    name: Annotated[str, typer.Option(help='Names the study and its folder; by default as the script.')] = None,
+    metric: Annotated[str, typer.Option(help='What the utility is.')] = 'accuracy',
+    minimise: Annotated[bool, typer.Option('--minimise/--maximise', help='Is less of it better?',
+        show_default='maximise')] = None,
+    pattern: Annotated[str, typer.Option(help=PATTERN_HELP)] = None,
+    file: Annotated[str, typer.Option(help=FILE_HELP)] = None,
+    epochs: Annotated[int, typer.Option(help='Of the longest run; {epochs} in the command.')] = 10,
+    trials: Annotated[int, typer.Option(help='Of each search.')] = 20,
+    max_hours: Annotated[float, typer.Option(help='After which no further trial begins.')] = None,
+    deadline: Annotated[float, typer.Option(help='Seconds after which a run is ended.')] = None,
+    seed: Annotated[list[int], typer.Option(help='One search each; may be repeated.')] = (0,),
+    meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    device: Annotated[str, typer.Option(help='What trains: cpu, cuda, cuda:1.')] = 'cpu',
+    restart: Annotated[bool, typer.Option('--restart',
+        help='Set aside what a study of this name has measured.')] = False,
+    parameter: Annotated[list[str], typer.Option('--parameter', '-p', metavar='NAME=VALUE',
+        help=MORE_HELP)] = (),
+):
+    "Study any program: train it with configurations of a space under the meter, and print the front."
+    from pareto_energy.api import Study
+    from pareto_energy.models.command import command_loop
+    with exit_on_error(2):
+        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed), meter=meter,
+            device=device)
+        settings |= dict(map(_parse_override, parameter))
+        name = name or command_loop(words, pattern, file).command.name
+        study = Study.command(words, read_space(space), name, pattern=pattern, file=file,
+            metric=_parse_metric(metric, minimise), restart=restart, **settings)
+    with exit_on_error(1): _run_tuned(study)
+
+def _run_tuned(study):
+    """Run a study of a command, and print its front.
+
+    Raises: RuntimeError where it has none."""
+    from pareto_energy.report.sentences import failure_sentence
+    from pareto_energy.run.study import StudyStopped
+    most = study.trials*len(study.seeds)
+    typer.echo(f'The study {study.study}: up to {most} trials, recorded in {study.log_path}.', err=True)
+    try: study.run()
+    except StudyStopped as e: raise KeyboardInterrupt(str(e)) from e
+    if study.status_message: raise RuntimeError(study.status_message)
+    if sentence := failure_sentence(study.trials_so_far): typer.echo(sentence + '\n')
+    print_front(study.study)

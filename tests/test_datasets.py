@@ -16,9 +16,9 @@ from pareto_energy.models.data import RemoteFile, cache_folder, describe_data, l
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('PARETO_ENERGY_CACHE', str(tmp_path))
-    load_dataset.cache_clear()
+    datasets._load.cache_clear()
     yield tmp_path
-    load_dataset.cache_clear()
+    datasets._load.cache_clear()
 
 
 def put(path, content):

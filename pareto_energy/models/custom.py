@@ -18,7 +18,7 @@ from ..energy.meter import Meter
 from .run import Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, limit_threads, run_trainer
 
 # %% ../../nbs/25_models.custom.ipynb #l06
-_LOOP_ARGUMENTS = ('report', 'seed', 'epochs')
+_LOOP_ARGUMENTS = ('report', 'seed', 'epochs', 'data')
 
 def check_loop(
     train, # a function
@@ -134,11 +134,14 @@ def _is_library(value):
     return any(Path(file).is_relative_to(sysconfig.get_path(kind)) for kind in ('stdlib', 'purelib', 'platlib'))
 
 # %% ../../nbs/25_models.custom.ipynb #n03
-def _describe_value(value, seen=()):
-    "A value as nested lists of strings; of an object that is no data, its type."
+def describe_value(
+    value,
+    seen:tuple=(), # ids of the values around it
+): # nested lists of strings
+    "A value so that equal ones read the same; of an object that is no data, its type."
     if isinstance(value, (str, bytes, int, float, complex, bool, np.generic, type(None))): return repr(value)
     if id(value) in seen: return 'itself'
-    inside = partial(_describe_value, seen=(*seen, id(value)))
+    inside = partial(describe_value, seen=(*seen, id(value)))
     if isinstance(value, torch.Tensor): value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype != object: return _describe_array(value)
     if type(value).__module__.partition('.')[0] == 'pandas' and hasattr(value, 'index'): return _describe_table(value)
@@ -160,7 +163,7 @@ def _describe_object(value, inside):
     return inside(kind), [(k, inside(v)) for k, v in sorted(kept.items())]
 
 def _bytecode(code):
-    constants = [_bytecode(c) if isinstance(c, CodeType) else _describe_value(c) for c in code.co_consts]
+    constants = [_bytecode(c) if isinstance(c, CodeType) else describe_value(c) for c in code.co_consts]
     return code.co_code.hex(), constants, code.co_names
 
 def _describe_code(value, inside): # a function or a class; of a library its name, and what a function has around it
@@ -181,7 +184,7 @@ def fingerprint(
     """What a loop is: its source, and the values and data that it uses.
 
     Raises: `ValueError` where these are nested too deeply to be followed."""
-    try: described = ('version', version) if version is not None else _describe_value(train)
+    try: described = ('version', version) if version is not None else describe_value(train)
     except RecursionError as e:
         raise ValueError(f"{loop_name(train)} uses a value that is nested too deeply to be compared: give the study a "
             "version, such as version='1', and another one whenever the loop or its data change.") from e
@@ -509,6 +512,7 @@ _warmed_up = set() # loops that have run in this process
 
 def _first_call(train):
     "Whether no loop of this name, with such values around it, has run in this process."
+    if isinstance(train, partial): train = train.func
     values = inspect.getclosurevars(train).nonlocals if inspect.isfunction(train) else {}
     plain = {n: v for n, v in values.items() if isinstance(v, (str, int, float, type))}
     key = getattr(train, '__module__', ''), getattr(train, '__qualname__', repr(train)), repr(plain)
@@ -521,7 +525,7 @@ def _warn_of_state(name, before, after):
     if abs(after - before) <= 1e-3*max(abs(before), abs(after)): return
     warnings.warn(f'The loop {name} gave {before:.4g} and then {after:.4g} with the same configuration and seed: it keeps '
         'something from one run to the next (a model, data changed in place, a checkpoint), or its seed does not decide '
-        'everything. Make what it changes inside the loop, and use its argument seed.', stacklevel=2)
+        'everything. Make what it changes inside the loop, and use its seed ({seed} in a command).', stacklevel=2)
 
 def _warn_of_threads(name, before):
     "Say which threads that a loop began go on after its run."

@@ -6,9 +6,9 @@
 __all__ = ['Dataset', 'describe_data', 'load_dataset']
 
 # %% ../../nbs/20_models.data.ipynb #imp
-import gzip, hashlib, io, math, os, re, tarfile, zipfile, zlib, warnings
+import gzip, hashlib, io, json, math, os, re, tarfile, zipfile, zlib, warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 import numpy as np
@@ -36,6 +36,7 @@ class Dataset:
     parts: dict # 'train', 'validation', 'test' -> (features, targets)
     vocabulary: int = 0 # number of tokens of a text
     columns: tuple = () # columns that each column of a table became
+    details: dict = field(default_factory=dict) # of data of one's own: what was found in them
 
     @property
     def modality(self): return self.card.modality
@@ -63,16 +64,19 @@ def describe_data(
     return dict(
         dataset=data.name, modality=data.modality, shape=' × '.join(map(str, data.shape)), task=data.task,
         outputs=data.outputs, metric=_DEFAULT_METRIC[data.task], **sizes,
-        split=data.card.split, licence=data.card.licence, source=data.card.source)
+        split=data.card.split, licence=data.card.licence, source=data.card.source,
+        **{name: text for name, text in data.details.items() if name != 'record'})
 
 # %% ../../nbs/20_models.data.ipynb #c09
-_SPLIT_SEED = 2024
+SPLIT_SEED = 2024
 
-def _split_data(targets, task='classification', official=None, groups=None):
-    """Split 60/20/20: 'train', 'validation', 'test' -> indices.
-
-    `official` (n,) is True where the official test part is; the rest is then split 80/20.
-    `groups` (n,) names what must stay together."""
+def split_data(
+    targets, # (n,)
+    task:str='classification', # of which each part has the same share of each class
+    official=None, # (n,) True where the official test part is; the rest is then split 80/20
+    groups=None, # (n,) names what must stay together; one of them is the test part, another the validation part
+) -> dict: # 'train', 'validation', 'test' -> indices
+    "Split data 60/20/20."
     everything = np.arange(len(targets))
     if groups is not None: return _split_groups(everything, groups)
     strata = targets if task == 'classification' else None
@@ -86,22 +90,25 @@ def _split_data(targets, task='classification', official=None, groups=None):
 def _split_in_two(index, share, strata):
     from sklearn.model_selection import train_test_split
     stratify = None if strata is None else strata[index]
-    return train_test_split(index, test_size=share, stratify=stratify, random_state=_SPLIT_SEED)
+    return train_test_split(index, test_size=share, stratify=stratify, random_state=SPLIT_SEED)
 
 def _split_groups(everything, groups):
     rest, test = _split_one_group(everything, groups)
     train, validation = _split_one_group(rest, groups)
-    return dict(train=np.random.default_rng(_SPLIT_SEED).permutation(train), validation=validation, test=test)
+    return dict(train=np.random.default_rng(SPLIT_SEED).permutation(train), validation=validation, test=test)
 
 def _split_one_group(index, groups):
     from sklearn.model_selection import GroupShuffleSplit
-    splitter = GroupShuffleSplit(1, test_size=1, random_state=_SPLIT_SEED)
+    splitter = GroupShuffleSplit(1, test_size=1, random_state=SPLIT_SEED)
     rest, group = next(splitter.split(index, groups=groups[index]))
     return index[rest], index[group]
 
 # %% ../../nbs/20_models.data.ipynb #c12
-def _standardise(values, train):
-    "Mean 0 and standard deviation 1 on the training part, whose indices are `train`, as float32."
+def standardise(
+    values, # (n, …)
+    train, # indices of the training part
+): # float32
+    "Mean 0 and standard deviation 1 on the training part."
     return ((values - values[train].mean())/values[train].std()).astype(np.float32)
 
 def _is_mixed(column): # numbers among text
@@ -129,8 +136,12 @@ def _encode_table(frame, train):
 # %% ../../nbs/20_models.data.ipynb #c13
 _PADDING, _UNKNOWN = 0, 1
 
-def _encode_text(texts, train, max_vocabulary=4000):
-    "Lists of tokens as numbers (n, length), and the size of the vocabulary."
+def encode_text(
+    texts:list, # lists of tokens
+    train, # indices of the training part
+    max_vocabulary:int=4000, # the most frequent tokens
+) -> tuple: # (n, length) numbers, and the size of the vocabulary
+    "Lists of tokens as numbers."
     counts = Counter(token for i in train for token in texts[i])
     most_frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_vocabulary]
     number = {token: n for n, (token, _) in enumerate(most_frequent, 2)}
@@ -311,26 +322,30 @@ _SMS = RemoteFile(
     '7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d',
     '1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3', 'SMSSpamCollection')
 
-def _words(text): return re.findall(r"\w+|[^\w\s]", text.lower())
+def words_of(text:str) -> list: # of words and punctuation marks
+    "The tokens of a text."
+    return re.findall(r"\w+|[^\w\s]", text.lower())
 
 def _sms():
     rows = [line.split('\t', 1) for line in fetch_file(_SMS).decode().splitlines()]
     is_spam = np.array([label == 'spam' for label, _ in rows])
-    return [_words(text) for _, text in rows], is_spam.astype(int), {}
+    return [words_of(text) for _, text in rows], is_spam.astype(int), {}
 
 # %% ../../nbs/20_models.data.ipynb #c32
 _FSDD = RemoteFile(
     'fsdd/fsdd_wav.zip',
     'https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aaf76e81b692f806f9140c2d2777410d7a1.zip',
     'b28447d16797646c6bf99990fa00ae41b9be0b3b8ff2b9affe9a9fd7e5b42496')
-_RATE, _SAMPLES = 8000, 4000 # hertz; samples kept, half a second
-
-def _log_spectrograms(sounds):
-    "Log power (n, 65 frequencies, 61 steps) of sounds, each with mean 0 and standard deviation 1."
+def log_spectrograms(
+    sounds:list, # (steps,) each
+    rate:int=8000, # hertz
+    samples:int=4000, # kept of each
+): # (n, 65 frequencies, steps), each with mean 0 and standard deviation 1
+    "Log power of sounds."
     from scipy.signal import ShortTimeFFT
     from scipy.signal.windows import hann
-    padded = np.array([np.pad(s[:_SAMPLES].astype(float), (0, max(0, _SAMPLES - len(s)))) for s in sounds])
-    power = np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, _RATE).spectrogram(padded, p0=1, p1=62))
+    padded = np.array([np.pad(s[:samples].astype(float), (0, max(0, samples - len(s)))) for s in sounds])
+    power = np.log10(1 + ShortTimeFFT(hann(128, sym=False), 64, rate).spectrogram(padded, p0=1, p1=samples//64))
     return (power - power.mean((1, 2), keepdims=True))/power.std((1, 2), keepdims=True)
 
 def _spoken_digits():
@@ -339,7 +354,7 @@ def _spoken_digits():
         names = sorted(n for n in archive.namelist() if n.endswith('.wav'))
         sounds = [wavfile.read(io.BytesIO(archive.read(n)))[1] for n in names]
     digit, speaker = zip(*(Path(n).stem.split('_')[:2] for n in names))
-    return _log_spectrograms(sounds), np.array(digit).astype(int), dict(groups=np.array(speaker))
+    return log_spectrograms(sounds), np.array(digit).astype(int), dict(groups=np.array(speaker))
 
 # %% ../../nbs/20_models.data.ipynb #c34
 _STRATA, _OFFICIAL = 'strata 60/20/20', 'official test part, strata 80/20'
@@ -430,39 +445,79 @@ def _subset(index, targets, n, task):
 def _draw(index, share, strata):
     from sklearn.model_selection import train_test_split
     stratify = None if strata is None else strata[index]
-    return train_test_split(index, train_size=share, stratify=stratify, random_state=_SPLIT_SEED)[0]
+    return train_test_split(index, train_size=share, stratify=stratify, random_state=SPLIT_SEED)[0]
+
+# %% ../../nbs/20_models.data.ipynb #w01
+def prepared_path(
+    name:str, # of a dataset
+    folder:Path|None, # of a study
+) -> Path: # which may not exist
+    "Where prepared data of a study are."
+    return Path(folder or os.devnull)/'datasets'/f'{name}.npz'
+
+def write_prepared(
+    data:Dataset,
+    folder:Path, # of a study
+):
+    "Keep data in the folder of a study."
+    path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}))
+    about['card'].pop('load')
+    arrays = {f'{part} {kind}': a for part, both in data.parts.items() for kind, a in zip(('features', 'targets'), both)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix('.part').open('wb') as file: np.savez(file, about=json.dumps(about), **arrays)
+    path.with_suffix('.part').replace(path)
+
+def read_prepared(
+    path:Path, # from `prepared_path`
+) -> Dataset:
+    "Data as they were kept."
+    with np.load(path) as kept:
+        about = json.loads(str(kept['about']))
+        parts = {p: (kept[f'{p} features'], kept[f'{p} targets']) for p in ('train', 'validation', 'test')}
+    about |= dict(card=Card(load=None, **about['card']), columns=tuple(about['columns']), parts=parts)
+    return Dataset(**about)
+
+@lru_cache(4)
+def _read_prepared(path, changed): return read_prepared(path)
 
 # %% ../../nbs/20_models.data.ipynb #c36bx
-@cache
 def load_dataset(
-    name:str, # a name in `DATASETS`, or openml: and a number
+    name:str, # a name in `DATASETS`, openml: and a number, or that of data in the folder of a study
     n:int|None=None, # examples in all, drawn with strata; all by default
+    folder:Path|None=None, # of a study that may have data of its own
 ) -> Dataset:
     """Load a dataset, once in a process.
 
     Raises: `ValueError` where it does not exist or is damaged, `OSError` where it cannot be downloaded."""
+    own = prepared_path(name, folder)
+    return _read_prepared(own, own.stat().st_mtime_ns) if own.exists() else _load(name, n)
+
+@cache
+def _load(name, n):
     card, features, targets, grouping = _raw(name)
-    index = _split_data(targets, card.task, **grouping)
+    index = split_data(targets, card.task, **grouping)
     if n: index = _subset(index, targets, n, card.task)
     features, encoding = _prepare(card.modality, features, index['train'])
-    targets = _standardise(targets, index['train']) if card.task == 'regression' else targets.astype(np.int64)
+    targets = standardise(targets, index['train']) if card.task == 'regression' else targets.astype(np.int64)
     return Dataset(name, card, {part: (features[i], targets[i]) for part, i in index.items()}, **encoding)
 
 def _prepare(modality, features, train):
     "Features, and how they were encoded."
     if modality == 'text':
-        features, vocabulary = _encode_text(features, train)
+        features, vocabulary = encode_text(features, train)
         return features, dict(vocabulary=vocabulary)
     if modality == 'table':
         features, columns = _encode_table(features, train)
         return features, dict(columns=columns)
-    return _standardise(features, train), {}
+    return standardise(features, train), {}
 
 # %% ../../nbs/20_models.data.ipynb #c36b
 def get_card(
     name:str, # as in `load_dataset`
+    folder:Path|None=None, # as in `load_dataset`
 ) -> Card:
     "What is known about a dataset; those of `DATASETS` are not opened for it."
+    if prepared_path(name, folder).exists(): return load_dataset(name, folder=folder).card
     check_dataset_name(name)
     return DATASETS[name] if name in DATASETS else load_dataset(name).card
 

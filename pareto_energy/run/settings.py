@@ -40,6 +40,7 @@ def _below_one(v): return None if _is_number(v) and v < 1 else 'a number below 1
 def _mapping(v):
     return None if isinstance(v, dict) else "a mapping of families to ranges, as in {'mlp': {'width': [8, 64]}}"
 def _anything(v): return None
+def _data(v): return None if isinstance(v, dict) and 'path' in v else 'a mapping with a path, as in {path: income.csv, target: income}'
 
 def _optional(check): return lambda v: None if v is None else check(v)
 
@@ -79,9 +80,6 @@ class TrainingSettings:
 class StudySettings(TrainingSettings):
     "The parameters of a study."
     study: str = setting('names its folder', _anything)
-    datasets: list = setting(
-        'names in models.data.DATASETS, or openml: and a number',
-        _list_of('dataset', check_dataset_name), fixed=False)
     families: list = setting(
         'names in models.families.FAMILIES',
         _list_of('family', _one_of(SPACES, 'family')), fixed=False)
@@ -92,6 +90,12 @@ class StudySettings(TrainingSettings):
     trials: int = setting('of each search', _positive_integer, fixed=False)
     n_initial: int = setting('space-filling trials of each search before its strategy decides', _positive_integer)
     epochs: int = setting('length of the longest trajectory', _positive_integer)
+    datasets: list = setting(
+        'names in models.data.DATASETS, or openml: and a number; none where data says what is trained on',
+        _list_of('dataset', check_dataset_name), [], fixed=False)
+    data: dict|None = setting(
+        'your own: path and target, and what else models.own_data.DataSource has, as in {path: income.csv, target: income}',
+        _optional(_data), None)
     ranges: dict = setting('family or all -> parameter -> [low, high], the options, or one value', _mapping, {})
     ref_joules: float|None = setting(
         'energy of the reference point: models that take more do not count',

@@ -16,8 +16,10 @@ from functools import cache, cached_property, partial
 from ..core import home, output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
-from ..models.data import constant_utility, get_card, get_metric, load_dataset, metric_label
+from pareto_energy.models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label, prepared_path,
+    write_prepared)
 from ..models.families import family_space, supports
+from ..models.own_data import find_data
 from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
     read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
@@ -34,6 +36,20 @@ from .tasks import (MeasurementSettings, label_and_machine, measure_machine_stat
 @dataclass
 class _StudyFiles(StudySettings):
     "The files of a study, and how it measures."
+    own_data = data_record = None # a `Dataset` of one's own, and what is recorded of it
+
+    @property
+    def own_record(self): return dict(data=self.data_record) if self.own_data else {} # in study.json, beside the settings
+
+    def load(self, name:str) -> Dataset:
+        "One of the study's datasets."
+        return self.own_data if self.own_data and name == self.own_data.name else load_dataset(name)
+
+    def save_data(self):
+        "Keep the person's own data in the study's folder, before anything is trained."
+        folder = output_folder(self.study, root=self.root)
+        if self.own_data and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
+
     @property
     def measurement(self):
         return MeasurementSettings(**{f.name: getattr(self, f.name) for f in fields(MeasurementSettings)})
@@ -48,7 +64,7 @@ class _StudyFiles(StudySettings):
     def ref_points(self): # dataset -> `RefPoint`
         stored = self.folder/'reference.json'
         if stored.exists(): return read_ref_points(stored)
-        return compute_ref_points(self.datasets, self.ref_joules, self.utility, self.ref_utility)
+        return compute_ref_points(map(self.load, self.datasets), self.ref_joules, self.utility, self.ref_utility)
 
     def save_ref_points(self):
         "Fix the reference points, before anything is trained."
@@ -65,21 +81,25 @@ class _StudyFiles(StudySettings):
 @dataclass
 class FamilyStudy(_StudyFiles):
     "A study of families of models: its settings, and what follows from them."
-    training = staticmethod(train_family) # what trains a trial
     functions = {} # name -> function of the user's, which is sent with each trial
     unchecked = () # settings that a subclass checks itself
 
     def __post_init__(self):
         self.root = home() # decided here, so that a training may change the working folder
         self.study = self.folder.relative_to(self.root/'data').as_posix()
-        check_settings(self, self.unchecked)
+        if self.data is not None and not self.own_data: self.own_data, self.data_record = find_data(self.data, self.folder)
+        if self.own_data: self.datasets = [self.own_data.name]
+        check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
         check_device(self.device, self.machine_policy)
         check_prior_study(self.warm)
         self.spaces = self.find_spaces()
 
+    @property
+    def training(self): return partial(train_family, folder=self.folder) if self.own_data else train_family # what trains a trial
+
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."
-        cards = {d: get_card(d) for d in self.datasets}
+        cards = {d: self.own_data.card if self.own_data else get_card(d) for d in self.datasets}
         spaces = {(d, f): family_space(f, self.ranges, c.modality) for d, c in cards.items() for f in self.families
             if supports(f, c)}
         for d, c in cards.items(): check_dataset(self, d, c, spaces)
@@ -152,7 +172,7 @@ def check_dataset(study, name, card, spaces):
 
 # %% ../../nbs/53_run.study.ipynb #c13
 def compute_ref_points(
-    datasets:list, # names
+    datasets, # `Dataset`s
     joules:float, # the energy beyond which a model does not count
     utility=None, # as in `models.data.get_metric`
     least:float|None=None, # the utility below which a model does not count; by default that of the best constant prediction
@@ -164,7 +184,7 @@ def compute_ref_points(
     def ref_point(data):
         floor = round(constant_utility(data, utility), 4) if least is None else least
         return RefPoint(utility=floor, joules=joules, metric=Metric(metric_label(data, utility)))
-    return {name: ref_point(load_dataset(name)) for name in datasets}
+    return {data.name: ref_point(data) for data in datasets}
 
 # %% ../../nbs/53_run.study.ipynb #t01
 def trial_job(
@@ -323,7 +343,8 @@ def trial_jobs(
     keys = pending_trials(study, log.trials)
     with ExitStack() as locks:
         is_locked = cache(lambda search: locks.enter_context(log.claimed('/'.join(map(str, search)))))
-        for key in keys if slots == 1 else sorted(keys, key=lambda key: key[-1]):
+        take_turns = slots > 1 or study.max_hours is not None # so that the time ends for all searches alike
+        for key in sorted(keys, key=lambda key: key[-1]) if take_turns else keys:
             if not is_pending(study, log.trials, key) or not is_locked(key[:-1]): continue
             if not is_pending(study, log.trials, key): continue
             if calibration_due(study, log): yield reading_job(study, log, 'calibration')
@@ -482,6 +503,7 @@ class _StudyRun:
 
     def run(self):
         "Read the machine, train what is left, and read the machine again."
+        self.study.save_data()
         save_settings(self.study)
         self.study.save_ref_points()
         self.fix_reference_machine()

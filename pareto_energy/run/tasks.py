@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/52_run.tasks.ipynb #imp
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 import torch
 from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
 from ..energy.counters import get_meter
@@ -79,10 +80,12 @@ def train_family(
     name:str, # of a dataset
     family:str, # a name in `models.families.FAMILIES`
     configuration:dict,
-    *args, **kwargs, # from the epochs on, as in `models.training.train`
+    *args, # from the epochs on, as in `models.training.train`
+    folder:Path|None=None, # of a study that has data of its own
+    **kwargs,
 ) -> Run:
     "Train a model of a family on a dataset."
-    return train(family, configuration, load_dataset(name), *args, **kwargs)
+    return train(family, configuration, load_dataset(name, folder=folder), *args, **kwargs)
 
 def preload_data(
     measurement:MeasurementSettings,
@@ -91,7 +94,9 @@ def preload_data(
     *_, # the other arguments of `train_trial` and `retrain`
 ):
     "Load the data of a trial."
-    if training is train_family: load_dataset(trial.dataset)
+    if training is train_family: return load_dataset(trial.dataset)
+    if isinstance(training, partial) and training.keywords.get('folder'):
+        load_dataset(trial.dataset, folder=training.keywords['folder'])
 
 # %% ../../nbs/52_run.tasks.ipynb #t02
 def train_trial(

@@ -1,0 +1,116 @@
+"A person's own data: from a file to a front, in an empty folder, by the package and by the command line."
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pareto_energy import Study, load_study
+from pareto_energy.models.own_data import DataSource, prepare_data
+
+FEW = dict(trials=3, n_initial=2, epochs=2, fresh_seeds=1, front_points=2, meter='simulated', min_gain_per_cost=0.)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv('PARETO_ENERGY_HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ugly_table(n=300, seed=0):
+    "A table as people have them."
+    rng = np.random.default_rng(seed)
+    income = rng.normal(30, 8, n)
+    table = pd.DataFrame({
+        'Customer ID': [f'K-{i:05}' for i in range(n)], 'age (years)': np.where(rng.random(n) < .1, np.nan, rng.integers(18, 90, n)),
+        'joined': pd.date_range('2019-03-01', periods=n, freq='D').strftime('%d/%m/%Y'), 'is member': rng.random(n) < .5,
+        'Straße': rng.choice(['Hauptstraße', 'Rue de la Paix', 'N/A', ''], n), 'postcode': rng.integers(10_000, 99_999, n).astype(str),
+        'remark': [f'called on day {i} and said "yes, maybe", again' if i % 3 else None for i in range(n)],
+        'currency': 'EUR', 'empty': np.nan, 'income, k€': income})
+    table['buys'] = np.where(income + rng.normal(0, 4, n) > 30, 'yes', 'no')
+    table.loc[:4, 'buys'] = None
+    return table
+
+
+def test_an_ugly_table_becomes_a_front(home):
+    ugly_table().to_csv('customers.csv', index=False)
+    study = Study(data='customers.csv', target='buys', models=['logistic', 'gbdt'], study='customers', **FEW).run()
+    details = study.own_data.details
+    assert 'Customer ID (differs in nearly each row)' in details['left out'] and 'currency (the same in all rows)' in details['left out']
+    assert details['rows without a target'] == '5, left out'
+    assert {t.status for t in study.trials_so_far} == {'finished'}
+    assert study.tables['customers'].shape[0] >= 1 and study.front.test.max() > .7
+    recorded = json.loads((home/'data'/'customers'/'study.json').read_text())['data']
+    assert recorded['file'] == 'customers.csv' and recorded['target'] == 'buys' and len(recorded['content']) == 16
+
+
+def test_other_data_under_the_same_name_are_refused_and_the_file_may_be_gone(home):
+    how = dict(data='customers.csv', target='buys', models=['logistic'], study='customers', **FEW)
+    ugly_table().to_csv('customers.csv', index=False)
+    first = Study(**how).run()
+    ugly_table(seed=1).to_csv('customers.csv', index=False)
+    with pytest.raises(ValueError, match='its content differs'): Study(**how)
+    anew = Study(restart=True, **how).run()
+    assert anew.data_record['content'] != first.data_record['content']
+    assert len(load_study('customers.before-1').trials_so_far) == 3
+    os.remove('customers.csv')
+    more = Study(**how | dict(trials=4)).run()
+    assert len(more.trials_so_far) == 4
+    assert load_study('customers').tables['customers'].shape[0] >= 1
+
+
+def test_families_and_a_loop_share_a_study_and_its_data(home):
+    def majority(configuration, data):
+        targets = data.parts['validation'][1]
+        return float((targets == configuration['answer']).mean())
+    table = ugly_table()
+    study = Study(data=table, target='buys', models=['logistic', majority], space=dict(majority=dict(answer=[0, 1])), study='both', **FEW).run()
+    assert {t.family for t in study.trials_so_far} == {'logistic', 'majority'}
+    assert {t.status for t in study.trials_so_far} == {'finished'}
+    isolated = Study(data=table, target='buys', models=['logistic'], study='isolated', deadline=60., **FEW).run()
+    assert {t.status for t in isolated.trials_so_far} == {'finished'}
+
+
+def test_groups_and_time_decide_the_parts():
+    table = ugly_table().dropna(subset='buys').assign(shop=lambda t: np.arange(len(t))//10)
+    grouped = prepare_data(DataSource(table, target='buys', groups='shop'))
+    assert grouped.card.split == 'shop held out, 60/20/20'
+    timed = prepare_data(DataSource(table.assign(day=range(len(table))), target='buys', time='day'))
+    assert timed.card.split == 'in order of day, 60/20/20'
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'feather', 'polars', 'datasets', 'xlsx', 'torch'])
+def test_other_containers_hold_the_same_data(tmp_path, kind):
+    table = pd.DataFrame(dict(x=np.arange(100.), y=['a', 'b']*50))
+    source = tmp_path/f'table.{kind}'
+    if kind == 'parquet': pytest.importorskip('pyarrow') and table.to_parquet(source)
+    if kind == 'feather': pytest.importorskip('pyarrow') and table.to_feather(source)
+    if kind == 'xlsx': pytest.importorskip('openpyxl') and table.to_excel(source, index=False)
+    if kind == 'polars': source = pytest.importorskip('polars').from_pandas(table)
+    if kind == 'datasets': source = pytest.importorskip('datasets').Dataset.from_pandas(table)
+    if kind == 'torch':
+        import torch
+        source = torch.utils.data.TensorDataset(torch.arange(100.)[:, None], torch.arange(100) % 2)
+    same, expected = prepare_data(DataSource(source, target='y')), prepare_data(DataSource(table, target='y'))
+    for part, (features, targets) in expected.parts.items():
+        np.testing.assert_allclose(same.parts[part][0], features, rtol=1e-5)
+        assert (same.parts[part][1] == targets).all()
+
+
+def program(*arguments, **how):
+    return subprocess.run([sys.executable, '-m', 'pareto_energy.bench.commands', *arguments], capture_output=True, text=True, timeout=300, **how)
+
+
+def test_one_command_finds_a_front(home):
+    ugly_table().to_csv('customers.csv', index=False)
+    command = [os.path.join(os.path.dirname(sys.executable), 'pareto-energy'), 'find', 'customers.csv', '--minutes', '.1', '--meter', 'simulated']
+    wrong = subprocess.run([*command, '--target', 'bys'], capture_output=True, text=True, timeout=300)
+    assert wrong.returncode == 2 and 'Did you mean buys?' in wrong.stderr
+    done = subprocess.run([*command, '--target', 'buys', '--model', 'logistic', '--epochs', '2'], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'left out: Customer ID' in done.stdout and 'the best model found is of family logistic' in done.stdout
+    assert (home/'figures'/'customers'/'front.png').stat().st_size > 1000
