@@ -471,7 +471,7 @@ def read_prepared(
     path:Path, # from `prepared_path`
 ) -> Dataset:
     "Data as they were kept."
-    with np.load(path) as kept:
+    with np.load(path, allow_pickle=False) as kept:
         about = json.loads(str(kept['about']))
         parts = {p: (kept[f'{p} features'], kept[f'{p} targets']) for p in ('train', 'validation', 'test')}
     about |= dict(card=Card(load=None, **about['card']), columns=tuple(about['columns']), parts=parts)
