@@ -505,7 +505,8 @@ def read_studies(
 # %% ../nbs/71_cli.ipynb #n01
 @command('pareto-energy find income.csv --target income --minutes 5')
 def find(
-    data: Annotated[Path, typer.Argument(help='A table (CSV, Parquet, Feather, Excel), or a folder with a folder for each class.')],
+    data: Annotated[str, typer.Argument(help='A table (CSV, Parquet, Feather, Excel), a folder with a folder for each class, '
+        'or a dataset by its name.')],
     target: Annotated[str, typer.Option(help='The column that is predicted.')] = None,
     model: Annotated[list[str], typer.Option(help='A family of models; may be repeated. Default: those that often serve.')] = (),
     minutes: Annotated[float, typer.Option(min=.05, help='For all of it, more or less.')] = 5.,
@@ -534,7 +535,7 @@ def _study_of_data(data, target, task, name, **how):
     from pareto_energy.api import Study
     from pareto_energy.models.own_data import parse_source, source_name
     source = parse_source(data, **{k: v for k, v in dict(target=target, task=task).items() if v})
-    return Study(data=source, study=name or source_name(source), trials=1000, **how)
+    return Study(data=source, study=name or source_name(source).replace(':', '-'), trials=1000, **how)
 
 def _find_within(study, minutes):
     from pareto_energy.api import run_within

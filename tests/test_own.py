@@ -28,7 +28,7 @@ def python(script, home):
 
 
 def ten_lines():
-    return next(block for block in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S) if 'Study(' in block)
+    return next(block for block in re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(), re.S) if 'def mlp' in block)
 
 
 def test_the_ten_lines_of_the_readme(tmp_path):

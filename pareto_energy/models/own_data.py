@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
 from ..core import lookup
-from pareto_energy.models.data import (
-    SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, log_spectrograms, read_prepared, split_data,
-    standardise, words_of)
+from .data import (
+    DATASETS, SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, load_dataset, log_spectrograms,
+    read_prepared, split_data, standardise, words_of)
 from .families import MODALITIES
 from .custom import describe_value
 
@@ -37,6 +37,7 @@ class DataSource:
     na_values: tuple = () # texts that mean: missing
     rows: int|None = None # of a larger table, drawn at random
     encoding: str = 'utf-8' # of a text file
+    decimal: str = '.' # mark in the numbers of a text file
 
 # %% ../../nbs/26_models.own_data.ipynb #s01b
 def parse_source(
@@ -55,11 +56,17 @@ def parse_source(
     if 'data' not in given: raise ValueError('data says no path: write data: {path: income.csv, target: income}.')
     found = given | fields_ | {key: tuple(given[key]) for key in ('drop', 'na_values') if key in given}
     for key in ('data', 'test'):
-        if isinstance(found.get(key), (str, Path)): found[key] = _find_path(found[key], folder, is_column=key == 'test')
+        is_path = isinstance(found.get(key), (str, Path)) and not is_dataset_name(found[key])
+        if is_path: found[key] = _find_path(found[key], folder, is_column=key == 'test')
     source = DataSource(**found)
     if source.task: lookup(source.task, TASKS, 'task')
     if source.modality: lookup(source.modality, MODALITIES, 'modality')
     return source
+
+def is_dataset_name(data) -> bool:
+    "Whether data are named that the package or OpenML has, and no file."
+    named = isinstance(data, str) and (data in DATASETS or data.startswith('openml:'))
+    return named and not Path(data).exists()
 
 def _find_path(text, folder, is_column):
     path = ((folder or Path.cwd())/Path(text).expanduser()).resolve()
@@ -72,7 +79,7 @@ def _find_path(text, folder, is_column):
 # %% ../../nbs/26_models.own_data.ipynb #r01
 def _read_csv(path, source):
     import pandas as pd
-    how = dict(na_values=[*source.na_values], encoding=source.encoding, sep=_delimiter(path, source))
+    how = dict(na_values=[*source.na_values], encoding=source.encoding, sep=_delimiter(path, source), decimal=source.decimal)
     try: table = pd.read_csv(path, **how)
     except UnicodeDecodeError as e:
         raise ValueError(f'{path.name} is not {source.encoding} text (byte {e.start}): save it as UTF-8, or say its encoding, '
@@ -183,6 +190,9 @@ def _check_column(column):
         row = _first_row(column, np.isinf(column))
         raise ValueError(f'The column {column.name!r} is infinite in row {row}: correct it, or leave it empty.')
     if column.dtype.kind in 'biufMm' or not len(known): return
+    if known.astype(str).str.fullmatch(r'-?\d[\d.]*,\d+').all():
+        raise ValueError(f"The column {column.name!r} holds numbers with a comma, such as {known.iloc[0]!r}: if it stands before "
+            "the decimals, say decimal=','; if it parts thousands, remove it from the file.")
     is_number = pd.to_numeric(known, errors='coerce').notna()
     if not .5 <= is_number.mean() < 1: return
     text = known[~is_number].iloc[0]
@@ -368,6 +378,7 @@ def _check_parts(parts, targets, labels):
 # %% ../../nbs/26_models.own_data.ipynb #f01
 def content_hash(source:DataSource) -> str: # 16 letters
     "A hash of the content of data."
+    if is_dataset_name(source.data): return source.data
     digest = hashlib.blake2b(digest_size=8)
     test = source.test if isinstance(source.test, Path) else None if isinstance(source.test, str) else source.test
     for data in (source.data, test):
@@ -392,12 +403,14 @@ def source_name(source:DataSource) -> str: # a plain name
     "The name of a dataset: as given, or of its file."
     import re
     if source.name: return source.name
+    if is_dataset_name(source.data): return source.data
     return re.sub(r'[^\w.-]', '-', source.data.stem).lstrip('.-') if isinstance(source.data, Path) else 'data'
 
 def source_record(source:DataSource) -> dict:
     "What is recorded of a source: its parts, its file's name and a hash of its content."
     given = {f.name: getattr(source, f.name) for f in fields(source) if f.name not in ('data', 'test', 'name')}
-    kept = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
+    defaults = {f.name: f.default for f in fields(source)}
+    kept = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v != defaults[name]}
     file = dict(file=source.data.name) if isinstance(source.data, Path) else {}
     return dict(name=source_name(source)) | file | kept | dict(content=content_hash(source))
 
@@ -448,6 +461,7 @@ def _with_own_test(table, source):
     return pd.concat([table, test[[*table]]], ignore_index=True), np.arange(len(table) + len(test)) >= len(table)
 
 def _from_table(table, source):
+    table, source = table.rename(columns=str), replace(source, target=None if source.target is None else str(source.target))
     check_table(table, source)
     if isinstance(source.test, str): lookup(source.test, [*table.columns], 'file or column of the test part')
     table, is_test = _with_own_test(table.reset_index(drop=True), source)
@@ -525,6 +539,7 @@ def find_data(
         dataset = read_prepared(kept[0])
         return dataset, dataset.details['record']
     record = source_record(source)
+    if is_dataset_name(source.data): return load_dataset(source.data), record
     path = folder/'datasets'/f"{record['name']}.npz"
     dataset = read_prepared(path) if path in kept else None
     before = dataset.details['record'] if dataset else recorded

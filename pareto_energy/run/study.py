@@ -48,7 +48,8 @@ class _StudyFiles(StudySettings):
     def save_data(self):
         "Keep the person's own data in the study's folder, before anything is trained."
         folder = output_folder(self.study, root=self.root)
-        if self.own_data and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
+        is_kept = not self.own_data or 'record' not in self.own_data.details or prepared_path(self.own_data.name, folder).exists()
+        if not is_kept: write_prepared(self.own_data, folder)
 
     @property
     def measurement(self):
