@@ -46,7 +46,7 @@ def _own_ref_point(
 ) -> RefPoint:
     "What was stated, else what was measured."
     worst, dearest = (table.utility.min(), table.joules.max()*1.1) if len(table) else (0., 1.)
-    if len(table) and worst == table.utility.max(): worst -= _BELOW_EQUALS # or models that are all as good would not count
+    if len(table) and worst == table.utility.max(): worst -= _BELOW_EQUALS # else equally good models don't count
     return RefPoint(utility=float(worst if utility is None else utility),
         joules=float(dearest if joules is None else joules))
 
@@ -74,7 +74,7 @@ class Results:
         raise ValueError(f'The study {self.study} has no trials yet: run() it first.')
 
     @property
-    def has_front(self): return any('utility' in r for t in self.trials_so_far for r in t.retrained) # is there one to report?
+    def has_front(self): return any('utility' in r for t in self.trials_so_far for r in t.retrained) # is there one?
 
     @property
     def label(self): return self.measured_trials[0].label # of the energy
@@ -130,8 +130,8 @@ class Results:
     def _ipython_display_(self):
         from IPython.display import Markdown, display
         if self.status_message: return display(Markdown(self.status_message))
-        about = Markdown(self.unfinished_message), self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions))
-        with pd.option_context('display.max_colwidth', None): display(*about[not self.unfinished_message:])
+        out = Markdown(self.unfinished_message), self.chart, *self.tables.values(), Markdown(' '.join(self.conclusions))
+        with pd.option_context('display.max_colwidth', None): display(*out[not self.unfinished_message:])
 
 # %% ../nbs/70_api.ipynb #v01
 def progress_sentence(
@@ -143,7 +143,7 @@ def progress_sentence(
     points = lambda name: trajectory_points([t for t in ended if t.dataset == name])
     covered = sum(hypervolume(pareto_front(points(name)), ref_point) for name, ref_point in study.ref_points.items())
     pending = pending_trials(study, {t.key: t for t in trials})
-    planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # time decides, not their number
+    planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # else time decides
     return f'{len(ended)}{planned} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
 
 def live_front_chart(
@@ -156,7 +156,8 @@ def live_front_chart(
     metric = ref_point.metric
     scale = MetricScale(metric.name, unit=metric.unit_of(metric.sign*points.utility), sign=metric.sign)
     shown = lambda table: table.assign(utility=scale.sign*table.utility)
-    base = lambda table: alt.Chart(shown(table)).encode(energy_axis(points.joules, trials[0].label), utility_axis(scale))
+    axes = energy_axis(points.joules, trials[0].label), utility_axis(scale)
+    base = lambda table: alt.Chart(shown(table)).encode(*axes)
     cloud = base(points).mark_point(size=12, opacity=.4)
     front = base(pareto_front(points)).mark_line(interpolate='step-after')
     return (cloud + front).properties(title=progress_sentence(study, trials))
@@ -256,20 +257,22 @@ def _check_direction(optuna_study, metric):
     "Refuse a study of Optuna that minimises, where nothing says what the loop reports."
     minimises = optuna_study.directions[0].name == 'MINIMIZE'
     if minimises and metric is None:
-        raise ValueError("The Optuna study minimises, and this one would maximise an accuracy: say what the loop reports, as in "
-            "metric=Metric('loss', direction='minimise') or metric='accuracy'.")
+        raise ValueError("The Optuna study minimises, and this one would maximise an accuracy: say what the loop "
+            "reports, as in metric=Metric('loss', direction='minimise') or metric='accuracy'.")
 
 def _as_metric(metric):
     "The metric by its name; refuse the name of a loss, which would be maximised."
     if not isinstance(metric, str): return metric
     if _LOSSES.search(metric.lower()):
-        raise ValueError(f"{metric!r} sounds like something of which less is better, and a study looks for more: say which, with "
-            f"metric=Metric({metric!r}, direction='minimise'), or 'maximise' where the loop reports the negative value.")
+        raise ValueError(f"{metric!r} sounds like something of which less is better, and a study looks for more: say "
+            f"which, with metric=Metric({metric!r}, direction='minimise'), or 'maximise' where the loop reports "
+            'the negative value.')
     return Metric(metric)
 
 def _check_own_names(settings:dict):
     "Refuse a setting that a study of one's own does not have."
-    own = [f.name for f in fields(StudySettings) if f.name not in ('study', 'datasets', 'families', 'ranges', 'utility', 'data')]
+    not_own = 'study', 'datasets', 'families', 'ranges', 'utility', 'data'
+    own = [f.name for f in fields(StudySettings) if f.name not in not_own]
     for name in settings: lookup(name, own, "parameter of a study of one's own")
 
 # %% ../nbs/70_api.ipynb #d01
@@ -286,24 +289,29 @@ def wants_data(
 def _named_loops(train):
     "The loops by their names, once they are checked."
     if train is None:
-        raise ValueError("There is nothing to train: give a loop and its space, or data='income.csv' and target='income'.")
+        raise ValueError('There is nothing to train: give a loop and its space, or '
+            "data='income.csv' and target='income'.")
     loops = train if isinstance(train, dict) else {loop_name(train): train}
     for name, loop in loops.items():
         check_loop(loop)
-        if wants_data(loop): raise ValueError(f"{name} wants data: give them to the study, as in Study(data='income.csv', models=[…]).")
+        if wants_data(loop):
+            raise ValueError(f'{name} wants data: give them to the study, '
+                "as in Study(data='income.csv', models=[…]).")
     return loops
 
 def _models_of_data(models, ranges, data):
     "Loops by their names, and the space of each model, on data."
     if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
-    models = list(models.values()) if isinstance(models, dict) else models if isinstance(models, (list, tuple)) else [models]
+    if isinstance(models, dict): models = list(models.values())
+    elif not isinstance(models, (list, tuple)): models = [models]
     families = [m for m in models if isinstance(m, str)]
     loops = {loop_name(m): m for m in models if not isinstance(m, str)}
     for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
     for family in families:
         lookup(family, SPACES, 'family')
-        if not supports(family, data): raise ValueError(f'{family} does not serve {data.name} ({data.modality}, {data.task}): '
-            f"choose from {', '.join(f for f in SPACES if supports(f, data))}.")
+        if not supports(family, data):
+            raise ValueError(f'{family} does not serve {data.name} ({data.modality}, {data.task}): '
+                f"choose from {', '.join(f for f in SPACES if supports(f, data))}.")
     for name in ranges: lookup(name, [*families, *loops], 'model')
     spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality) for f in families}
     return loops, spaces | _own_spaces(loops, {name: ranges[name] for name in loops if name in ranges})
@@ -341,7 +349,8 @@ def _changes(before, study):
 
 def _keep_former_ranges(study):
     "Leave the ranges of an earlier version, which were rounded, as they are recorded."
-    former = {name: {row['parameter']: row['range'] for row in describe_space(s)} for name, s in study.own_spaces.items()}
+    former = {name: {row['parameter']: row['range'] for row in describe_space(s)}
+        for name, s in study.own_spaces.items()}
     if (read_settings(study.study, study.root) or {}).get('ranges') == former: study.ranges = former
 
 def _check_same_model(study):
@@ -353,9 +362,9 @@ def _check_same_model(study):
     changes = '; '.join(_changes(before, study))
     if not changes: return
     aside = next(path for path in _names_aside(study.folder) if not path.exists()).name
-    raise ValueError(f'The study {study.study} has {len(trials)} trials of another model: {changes}. Give this one another '
-        f"name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the study "
-        f"{aside}. If it does the same as before, say so with a version of your own (version='1').")
+    raise ValueError(f'The study {study.study} has {len(trials)} trials of another model: {changes}. Give this one '
+        f"another name (study='{study.study}-2'), or begin again with restart=True, which keeps the old trials as the "
+        f"study {aside}. If it does the same as before, say so with a version of your own (version='1').")
 
 # %% ../nbs/70_api.ipynb #s03b
 class OwnStudy(Results, FamilyStudy):
@@ -369,7 +378,8 @@ class OwnStudy(Results, FamilyStudy):
 
     def _take_loops(self, train, space):
         self.loops = _named_loops(train)
-        self.own_spaces = _own_spaces(self.loops, space if isinstance(train, dict) else {name: space for name in self.loops})
+        spaces = space if isinstance(train, dict) else {name: space for name in self.loops}
+        self.own_spaces = _own_spaces(self.loops, spaces)
 
     @property
     def functions(self): return self.loops
@@ -407,7 +417,8 @@ class OwnStudy(Results, FamilyStudy):
         with live_progress(self) as watch: run_study(self, watch=watch, **how)
         folder = self.folder
         if was_done and (folder/'front.csv').exists(): return self
-        write_text(folder/'reference.json', json.dumps({name: r.record() for name, r in self.ref_points.items()}, indent=1) + '\n')
+        references = {name: r.record() for name, r in self.ref_points.items()}
+        write_text(folder/'reference.json', json.dumps(references, indent=1) + '\n')
         if self.has_front: write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
 
@@ -415,19 +426,19 @@ class OwnStudy(Results, FamilyStudy):
 class Study(OwnStudy):
     """Models of one's own, or ours on one's own data, between utility and energy.
 
-    Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before anything is trained."""
+    Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before any training."""
     def __init__(self,
         train=None, # a loop, as in `models.custom.check_loop`; or name -> loop
         space:dict|None=None, # its search space, as in `models.space.parse_space`; or name -> space
         study:str='own', # names its folder
-        metric:str|Metric|None=None, # what the loop reports: a name, or a `front.log.Metric` with its unit and direction
+        metric:str|Metric|None=None, # what the loop reports: a name, or a `front.log.Metric` with unit and direction
         enqueued=(), # configurations to be trained first
-        version:str|None=None, # of the loop, which tells it from others; None: its source, and the values and data it uses
+        version:str|None=None, # of the loop, which tells it from others; None: its source, and what it uses
         restart:bool=False, # set aside what the study has measured so far
         data=None, # to train on: a file, a folder, a table, arrays, or as in `models.own_data.DataSource`
         target:str|None=None, # the column of a table that is predicted
         models=None, # names of families and loops, trained on the data; by default those that often serve such data
-        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter, deadline; defaults: `OWN_DEFAULTS`
+        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter; defaults: `OWN_DEFAULTS`
     ):
         settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
         own_settings = {name: settings.pop(name) for name in [*settings] if name == 'enqueued'}
@@ -435,14 +446,15 @@ class Study(OwnStudy):
         utility = metric if data is not None and isinstance(metric, str) else None
         if data is None: self._take_loops(train, space)
         else:
-            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **({'target': target} if target else {}))
+            column = dict(target=target) if target else {}
+            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **column)
             self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
             metric = metric_label(self.own_data, utility)
         self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
         self.metric, self.version = _as_metric(metric or 'accuracy'), version
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
-        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces), ranges=ranges,
-            utility=utility, **(OWN_DEFAULTS | settings))
+        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
+            ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
         if restart: set_aside(self.folder)
         _keep_former_ranges(self)
         _check_same_model(self)
@@ -459,8 +471,8 @@ class Study(OwnStudy):
         Raises: ValueError where no parameter varies."""
         from optuna.search_space import intersection_search_space
         space = from_distributions(intersection_search_space(optuna_study.trials))
-        if not space:
-            raise ValueError('The trials of the Optuna study share no parameter that varies: there is nothing to search.')
+        if not space: raise ValueError('The trials of the Optuna study share no parameter that varies: there is '
+            'nothing to search.')
         _check_direction(optuna_study, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)

@@ -48,11 +48,13 @@ def load_parameters(
         raise ValueError(f'{path} must hold lines of "name: value", not {parameters!r}.')
     parameters = dict(study=path.stem) | parameters
     found = current_names(parameters) | current_names(dict(map(_parse_override, overrides)))
-    return found | (dict(data=_absolute_data(found['data'], path.parent)) if isinstance(found.get('data'), dict) else {})
+    data = found.get('data')
+    return found | (dict(data=_absolute_data(data, path.parent)) if isinstance(data, dict) else {})
 
 def _absolute_data(data, folder):
     "The files of a person's own data, whose paths start at the folder of the study's file."
-    paths = {key: str((folder/Path(data[key]).expanduser()).resolve()) for key in ('path', 'test') if isinstance(data.get(key), str)}
+    paths = {key: str((folder/Path(data[key]).expanduser()).resolve())
+        for key in ('path', 'test') if isinstance(data.get(key), str)}
     if 'test' in paths and not Path(paths['test']).exists(): paths.pop('test') # the name of a column
     return data | paths
 
@@ -86,7 +88,8 @@ def check_study(
 ):
     """Build the study from its parameters, and say what is wrong with it.
 
-    Raises: ValueError that names the parameter, or what in the log doesn't fit; OSError for a folder that can't be written."""
+    Raises: ValueError that names the parameter, or what in the log doesn't fit; OSError for a folder that can't be
+    written."""
     from dataclasses import fields
     from pareto_energy.run.settings import ReportSettings, check_settings
     from pareto_energy.run.study import FamilyStudy
@@ -195,7 +198,8 @@ def _repeated(action, seconds):
 def _make_bar():
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    columns = TextColumn('{task.fields[name]}'), BarColumn(16), MofNCompleteColumn(), TextColumn('{task.description}'), TimeElapsedColumn()
+    columns = (TextColumn('{task.fields[name]}'), BarColumn(16), MofNCompleteColumn(),
+        TextColumn('{task.description}'), TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True))
 
 def _update_bar(bar, tasks, study, current):
@@ -355,8 +359,8 @@ def front_json(
     return json.dumps(found, ensure_ascii=False)
 
 # %% ../nbs/71_cli.ipynb #c21
-EXIT_STATUS_HELP = ('Exit status: 0 done; 1 a study or a chapter failed, or the meter is not usable; 2 the input was wrong; '
-    '130 stopped by Ctrl-C, and what was measured is recorded.')
+EXIT_STATUS_HELP = ('Exit status: 0 done; 1 a study or a chapter failed, or the meter is not usable; 2 the input was '
+    'wrong; 130 stopped by Ctrl-C, and what was measured is recorded.')
 app = typer.Typer(help='The Pareto front between utility and energy of machine-learning models.',
     epilog=EXIT_STATUS_HELP,
     no_args_is_help=True, pretty_exceptions_enable=False)
@@ -505,13 +509,16 @@ def read_studies(
 # %% ../nbs/71_cli.ipynb #n01
 @command('pareto-energy find income.csv --target income --minutes 5')
 def find(
-    data: Annotated[str, typer.Argument(help='A table (CSV, Parquet, Feather, Excel), a folder with a folder for each class, '
-        'or a dataset by its name.')],
+    data: Annotated[str, typer.Argument(
+        help='A table (CSV, Parquet, Feather, Excel), a folder with a folder for each class, or a dataset by its name.')],
     target: Annotated[str, typer.Option(help='The column that is predicted.')] = None,
-    model: Annotated[list[str], typer.Option(help='A family of models; may be repeated. Default: those that often serve.')] = (),
+    model: Annotated[list[str], typer.Option(
+        help='A family of models; may be repeated. Default: those that often serve.')] = (),
     minutes: Annotated[float, typer.Option(min=.05, help='For all of it, more or less.')] = 5.,
-    joules: Annotated[float, typer.Option(help='That the search may take, about; without it, time alone ends the search.')] = None,
-    metric: Annotated[str, typer.Option(help='Such as balanced_accuracy; default: accuracy, for a regression R².')] = None,
+    joules: Annotated[float, typer.Option(
+        help='That the search may take, about; without it, time alone ends the search.')] = None,
+    metric: Annotated[str, typer.Option(
+        help='Such as balanced_accuracy; default: accuracy, for a regression R².')] = None,
     task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
     name: Annotated[str, typer.Option(help="Of the study; default: the file's.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
@@ -520,11 +527,12 @@ def find(
 ):
     "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
     with exit_on_error(2):
-        study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None, metric=metric,
-            epochs=epochs, meter=meter)
+        study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None,
+            metric=metric, epochs=epochs, meter=meter)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
-    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was measured stays.")
+    typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "
+        'measured stays.')
     with exit_on_error(1): _find_within(study, minutes)
     print_front(study.study)
     chart = output_folder(study.study, 'figures')/'front.png'
@@ -650,7 +658,8 @@ def models(
         ('parameter', 'kind', 'range'))
 
 # %% ../nbs/71_cli.ipynb #d04
-FORMAT_HELP = 'csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, for model cards).'
+FORMAT_HELP = ('csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, '
+    'for model cards).')
 
 @command('pareto-energy export published/quick --to emissions --country DEU')
 def export(
@@ -707,20 +716,21 @@ def _parse_metric(name, minimise):
     from pareto_energy.api import _LOSSES
     from pareto_energy.front.log import Metric
     if minimise is None and _LOSSES.search(name.lower()):
-        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where the '
-            'command writes the negative value.')
+        raise ValueError(f'{name!r} sounds like something of which less is better: say --minimise, or --maximise where '
+            'the command writes the negative value.')
     return Metric(name, direction='minimise' if minimise else 'maximise')
 
 # %% ../nbs/71_cli.ipynb #t03
-COMMAND_HELP = 'The command, after all options. It has {name} in place of the value of each parameter of the space; {seed} and ' \
-    '{epochs} are given, too.'
+COMMAND_HELP = ('The command, after all options. It has {name} in place of the value of each parameter of the space; '
+    '{seed} and {epochs} are given, too.')
 SPACE_HELP = 'YAML, a line for each parameter: its range (low, high and perhaps log), or its options, in brackets.'
-PATTERN_HELP = 'Regular expression that finds the utility in a line: its first group, or groups named utility, epoch and test. ' \
-    'By default, lines of JSON with "utility".'
+PATTERN_HELP = ('Regular expression that finds the utility in a line: its first group, or groups named utility, epoch '
+    'and test. By default, lines of JSON with "utility".')
 FILE_HELP = 'A file that the command writes its utilities to; by default they are read from its standard output.'
 MORE_HELP = 'Another parameter of the study, such as front_points, in YAML; may be repeated.'
 
-_EXAMPLE = "pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- python train.py --lr {lr} --epochs {epochs}"
+_EXAMPLE = ("pareto-energy tune --space space.yaml --pattern 'accuracy: ([0-9.]+)' -- "
+    'python train.py --lr {lr} --epochs {epochs}')
 
 @app.command(epilog=f'Example: {_EXAMPLE}', context_settings=dict(allow_interspersed_args=False))
 def tune(
@@ -748,8 +758,8 @@ def tune(
     from pareto_energy.api import Study
     from pareto_energy.models.command import command_loop
     with exit_on_error(2):
-        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed), meter=meter,
-            device=device)
+        settings = dict(epochs=epochs, trials=trials, max_hours=max_hours, deadline=deadline, seeds=list(seed),
+            meter=meter, device=device)
         settings |= dict(map(_parse_override, parameter))
         name = name or command_loop(words, pattern, file).command.name
         study = Study.command(words, read_space(space), name, pattern=pattern, file=file,

@@ -27,7 +27,7 @@ def lookup(
 
 # %% ../nbs/10_core.ipynb #c09
 def home() -> Path: # the folder that holds data/ and figures/
-    "The project's folder: `PARETO_ENERGY_HOME`, else the nearest one with settings.ini or the chapters, else this folder."
+    "The project's folder: `PARETO_ENERGY_HOME`, else the nearest one with settings.ini or the chapters, else this one."
     if os.environ.get('PARETO_ENERGY_HOME'): return Path(os.environ['PARETO_ENERGY_HOME']).expanduser().absolute()
     here = Path.cwd()
     marks = 'settings.ini', 'nbs/53_run.study.ipynb'
@@ -72,7 +72,8 @@ def output_folder(
     if is_read_only(folder): return _scratch_folder(folder)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f'Cannot make the folder {folder} ({e.strerror}): name a writable place in PARETO_ENERGY_HOME.') from e
+        raise OSError(f'Cannot make the folder {folder} ({e.strerror}): name a writable place in '
+            'PARETO_ENERGY_HOME.') from e
     return folder
 
 # %% ../nbs/10_core.ipynb #c14

@@ -200,8 +200,9 @@ def _made_up_retraining(log, trials, ref_point, rng):
     for r in select_representatives(pareto_front(trajectory_points(trials)), 6, ref_point).itertuples(index=False):
         t, noise = by_key[tuple(r[:5])], lambda: 1 + .01*rng.normal()
         for s in range(5):
+            inference = t.run['inference']['joules']*noise()
             log.append('retrained', t.key, epoch=int(r.epoch), fresh_seed=1000 + s, utility=r.utility*noise(),
-                test=r.utility*noise(), joules=r.joules*noise(), inference=t.run['inference']['joules']*noise(), spent=1.)
+                test=r.utility*noise(), joules=r.joules*noise(), inference=inference, spent=1.)
 
 # %% ../../nbs/80_bench.overhead.ipynb #a02
 class _Stopwatch:

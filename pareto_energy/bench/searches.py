@@ -104,7 +104,8 @@ def zeus_table(
     rates = {(p.batch_size, p.power_limit): p.time_per_epoch*p.average_power for p in power.itertuples()
         if len(curves.get(p.batch_size, ()))}
     if not rates:
-        raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are unknown.')
+        raise ValueError(f'No batch size and optimiser of {workload} is in both files: the joules of its runs are '
+            'unknown.')
     values = lambda i: sorted({k[i] for k in rates})
     return TabularBenchmark(f'{workload} on {gpu}',
         Space(batch=Ordinal(values(0)), power=Ordinal(values(1), system=True)), epochs, rates,
@@ -212,7 +213,8 @@ def _draw(table, key, rng):
 class TrajectorySearcher:
     """`trajectory` on a table: its runs are planned, and stopped on the way.
 
-    Ablations: no stopping (`stop`), Sobol' points only (`centre`), longer first runs (`brief`), no system parameters (`system`)."""
+    Ablations: no stopping (`stop`), Sobol' points only (`centre`), longer first runs (`brief`), no system parameters
+    (`system`)."""
     def __init__(self, table, seed, n_initial, stop=True, centre=True, brief=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
         self.search, self.seed = SearchTask(space, n_initial, table.epochs, **changes), seed
@@ -263,9 +265,9 @@ def _to_indices(space, configuration):
 def _from_indices(space, values):
     return {n: p.options[values[n]] if isinstance(p, Ordinal) else values[n] for n, p in space.items()}
 
-def _initial_design(space, n, seed, from_centre):
+def _initial_design(space, n, seed, centred):
     "Sobol' points as indices, or the centre in the place of the first."
-    return [_to_indices(space, c) for c in [centre_config(space)]*from_centre + sobol_points(space, n, seed)[from_centre:]]
+    return [_to_indices(space, c) for c in [centre_config(space)]*centred + sobol_points(space, n, seed)[centred:]]
 
 class OptunaSearcher:
     "A sampler of Optuna; from the centre, that is the first run."
@@ -387,7 +389,7 @@ def search_table(
     seed:int,
     runs:int,
     **changes, # of the searcher
-) -> dict: # strategy, seed, and a list with a value for each run: share, share_of_all_epochs, joules, ask_seconds, epochs, chosen
+) -> dict: # strategy, seed, and a value for each run: share, share_of_all_epochs, joules, ask_seconds, epochs, chosen
     "One search on a table."
     whole_runs = name in WHOLE_RUNS
     n_initial = min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL
@@ -417,7 +419,8 @@ def run_benchmark(
 
     Raises: ValueError where the file holds another benchmark."""
     for name in strategies: lookup(name, SEARCHERS, 'strategy')
-    head = dict(table=table.name, configurations=len(table.keys), epochs=table.epochs, hypervolume=table.whole, runs=runs)
+    head = dict(table=table.name, configurations=len(table.keys), epochs=table.epochs, hypervolume=table.whole,
+        runs=runs)
     kept = json.loads(path.read_text(encoding='utf-8')) if path.exists() else head | dict(searches=[])
     other = [k for k in ('table', 'configurations', 'epochs', 'runs') if kept.get(k) != head[k]]
     if other:
@@ -493,7 +496,7 @@ def compare_with_best(
     others:list, # names in SEARCHERS
     measure:str='share', # or 'share_of_all_epochs'
     share:float=.95, # of the true hypervolume
-) -> pd.DataFrame: # a row for each table: what `trajectory` and the best of the others need to the share, and their shares at the end
+) -> pd.DataFrame: # a row for each table: what `trajectory` and the best of the others need, and their final shares
     "`trajectory` beside the best of the others on each table, chosen with hindsight."
     def row(searches):
         needs = cost_to_target([s for s in searches if s['strategy'] in ('trajectory', *others)], share,
@@ -571,7 +574,7 @@ def suggestion_seconds(
     runs:int=100, # that the searcher knows
     repeats:int=3,
     epochs:int=60, # of a whole run
-) -> list: # strategy, runs; seconds of a suggestion: mean of ten in a row (median, least and most over the repeats), and the longest of all
+) -> list: # strategy, runs; seconds of a suggestion: mean of ten in a row (median, range), and the longest of all
     "How long each searcher takes for a suggestion."
     import torch
     torch.set_num_threads(1)

@@ -155,15 +155,18 @@ def _same_card(visible, devices, uuid):
     Raises: `MeterError` where NVML does not show it."""
     if uuid is None: return visible
     matching = next((d for d in devices if d._uuid == uuid), None)
-    if matching is None: raise MeterError(f'NVML does not show the card that torch trains on ({uuid}): its joules cannot be read.')
+    if matching is None:
+        raise MeterError(f'NVML does not show the card that torch trains on ({uuid}): its joules cannot be read.')
     return matching
 
 def _find_gpu(entry, devices): # one name of CUDA_VISIBLE_DEVICES; None where there is no such card
     if entry.startswith('MIG'):
-        raise MeterError(f'{entry} is a part of a card, and NVML counts the joules of the whole card: train on a whole one.')
+        raise MeterError(f'{entry} is a part of a card, and NVML counts the joules of the whole card: train on a whole '
+            'one.')
     if entry.isdigit(): return next((d for d in devices if d.gpu_index == int(entry)), None)
     matching = [d for d in devices if entry.startswith('GPU-') and d._uuid.startswith(entry)]
-    if len(matching) > 1: raise MeterError(f'{entry} in CUDA_VISIBLE_DEVICES is the beginning of several UUIDs: write one out.')
+    if len(matching) > 1:
+        raise MeterError(f'{entry} in CUDA_VISIBLE_DEVICES is the beginning of several UUIDs: write one out.')
     return matching[0] if matching else None
 
 # %% ../../nbs/12_energy.counters.ipynb #g02
@@ -186,7 +189,8 @@ def nvml_counter(
     visible, entries = _visible_gpus(devices), _visible_entries(devices)
     if index < len(visible): return NvmlCounter(_same_card(visible[index], devices, _uuid_of(index)))
     found = f'NVML finds no GPU {entries[index]}' if index < len(entries) else f'CUDA shows no GPU {index}'
-    raise MeterError(f'{found}, only {[d.gpu_index for d in devices]} (CUDA_VISIBLE_DEVICES: {", ".join(entries) or "none"}): '
+    seen, visible = [d.gpu_index for d in devices], ', '.join(entries) or 'none'
+    raise MeterError(f'{found}, only {seen} (CUDA_VISIBLE_DEVICES: {visible}): '
         'install the NVIDIA driver, or train on the CPU.')
 
 # %% ../../nbs/12_energy.counters.ipynb #e027w

@@ -236,8 +236,9 @@ _SET_SUBREAPER, _GET_SUBREAPER = 36, 37 # of Linux's prctl
 def adopt_orphans():
     "Let the system hand descendants that lose their parent to this process; nothing changes where it can't."
     if getattr(signal, 'SIGCHLD', None) and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        warnings.warn('This program ignores SIGCHLD, so the CPU time of its processes is lost when they end, and with it '
-            'joules and shares of epochs: leave the signal as it is (signal.signal(signal.SIGCHLD, signal.SIG_DFL)).')
+        warnings.warn('This program ignores SIGCHLD, so the CPU time of its processes is lost when they end, and with '
+            'it joules and shares of epochs: leave the signal as it is '
+            '(signal.signal(signal.SIGCHLD, signal.SIG_DFL)).')
     prctl = getattr(ctypes.CDLL(None), 'prctl', None) if sys.platform == 'linux' else None
     if prctl is None: return (yield)
     before = ctypes.c_int()
@@ -319,7 +320,8 @@ class _Readings:
         now = self._now()
         is_read = ends_lap and not counts and not any(s.counts for s in self._segments) # but for its end
         if is_read: self._end_lap()
-        self._segments.append(_Segment(now[0] - self._last[0], now[1] - self._last[1], counts, ends_lap and not is_read))
+        seconds, cpu_seconds = now[0] - self._last[0], now[1] - self._last[1]
+        self._segments.append(_Segment(seconds, cpu_seconds, counts, ends_lap and not is_read))
         self._last = now
         if now[0] - self._start[0] >= self.min_seconds: self.read()
 
@@ -393,7 +395,8 @@ def measure(
                 work()
                 window.lap(size)
         pilot_seconds = max(seconds, window.min_seconds) if meter.update_period else 0.
-        repeat_while(lambda: elapsed() < pilot_seconds or (window.count < pilot and elapsed() < max_seconds) or window.count < 2)
+        repeat_while(lambda: elapsed() < pilot_seconds or (window.count < pilot and elapsed() < max_seconds)
+            or window.count < 2)
         window.read()
         first = average_measurements(window.laps)
         needed = _total_repeats(first, target_rel_se)
@@ -490,7 +493,7 @@ def library_versions() -> dict: # name -> version
 
 # %% ../../nbs/11_energy.meter.ipynb #e072
 def machine_lock(
-    path:Path|None=None, # the same for all processes of the machine; None: `PARETO_ENERGY_LOCK`, or one in the temporary folder
+    path:Path|None=None, # one for all processes of the machine; None: `PARETO_ENERGY_LOCK`, or in the temporary folder
 ): # a context manager, which releases the lock
     """Take the lock of this machine's meter.
 

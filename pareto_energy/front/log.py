@@ -27,7 +27,7 @@ class Metric:
 
     Raises: ValueError for an unknown direction."""
     name: str = 'utility'
-    unit: str|None = None # '%' for a share of 1; None: '%' for accuracy and its like where all values are shares, else none
+    unit: str|None = None # '%' for a share of 1; None: '%' for accuracy and its like where all values are shares
     direction: str = 'maximise' # or 'minimise': the utility is then the negative value
 
     def __post_init__(self): lookup(self.direction, ('maximise', 'minimise'), 'direction')
@@ -47,7 +47,8 @@ class Metric:
         "The name where that says all."
         return self.name if self == Metric(self.name) else asdict(self)
 
-_SHARES = re.compile(r'accuracy|precision|recall|sensitivity|specificity|auc|iou|dice|jaccard|r²|\b(macro-|micro-)?f1\b|\br2\b')
+_SHARES = re.compile(r'accuracy|precision|recall|sensitivity|specificity|auc|iou|dice|jaccard|r²|'
+    r'\b(macro-|micro-)?f1\b|\br2\b')
 
 @dataclass(frozen=True)
 class RefPoint:
@@ -124,7 +125,7 @@ class Trial:
     spent: float = 0. # joules of all repeats
     attempts: int = 1
     search_end: SearchEnd|None = None # when its search ended by itself after it
-    retrained: list = field(default_factory=list) # for each epoch and fresh seed: validation utility, test, joules, inference, after
+    retrained: list = field(default_factory=list) # per epoch and fresh seed: utility, test, joules, inference, after
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)
@@ -159,9 +160,9 @@ def decode_line(
 
 # %% ../../nbs/30_front.log.ipynb #s05
 NUMBER = (int, float)
-TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=int, configuration=dict, origin=dict, label=str,
-    machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=NUMBER, fresh_seed=int, after=int, joules=NUMBER, se=NUMBER,
-    repeats=int, gain=NUMBER, cost=NUMBER)
+TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=int, configuration=dict, origin=dict,
+    label=str, machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=NUMBER, fresh_seed=int, after=int,
+    joules=NUMBER, se=NUMBER, repeats=int, gain=NUMBER, cost=NUMBER)
 START_FIELDS = ('configuration', 'origin', 'label', 'machine_id') # of a trial's start
 READING_FIELDS = ('after', 'joules', 'se', 'repeats')
 FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'),
@@ -379,7 +380,8 @@ def read_study(
             'PARETO_ENERGY_HOME.')
     parameters = json.loads((folder/'study.json').read_text(encoding='utf-8'))
     ref_points = folder/'reference.json' # of a loop of one's own, at the end of its study
-    return [*read_trials(folder/'trials.jsonl').values()], read_ref_points(ref_points) if ref_points.exists() else {}, parameters
+    references = read_ref_points(ref_points) if ref_points.exists() else {}
+    return [*read_trials(folder/'trials.jsonl').values()], references, parameters
 
 # %% ../../nbs/30_front.log.ipynb #m02
 def quarantine(
@@ -515,12 +517,13 @@ class _LockedLog:
 class TrialLog(_LockedLog):
     """The trials of a study on disk and in memory.
 
-    Raises: OSError for a published log; RuntimeError where another process has it; PermissionError where it can't be written."""
+    Raises: OSError for a published log; RuntimeError for another process's; PermissionError where it can't write."""
     def refresh(self):
         "Read what others have added; damage is set aside."
         if not self.path.exists() and not self.size: return
         if not self.path.exists():
-            raise OSError(f'{self.path} was removed while its study ran: put it back, or start the study again from its beginning.')
+            raise OSError(f'{self.path} was removed while its study ran: put it back, or start the study again from '
+                'its beginning.')
         file = self.path.stat()
         if file.st_ino != self.identity or file.st_size < self.size:
             self.contents, self.identity, self.size = LogState(), file.st_ino, 0
@@ -544,9 +547,8 @@ class TrialLog(_LockedLog):
         "Write an event, to the disk and then to memory."
         with self.lock:
             self.refresh()
-            repeated = {k: getattr(self.trials[key], k)
-                for k in START_FIELDS} if event in ('finished', 'failed') else {}
-            content = repeated | fields
+            first = {k: getattr(self.trials[key], k) for k in START_FIELDS} if event in ('finished', 'failed') else {}
+            content = first | fields
             if isinstance(content.get('origin'), Origin): content['origin'] = content['origin'].record()
             whole = dict(schema=SCHEMA, line=self.contents.last + 1, event=event, **dict(zip(KEY, key)), **content)
             check_event(whole)

@@ -332,9 +332,9 @@ def _has_other_bytes(text): # that are not UTF-8
 # %% ../../nbs/27_models.command.ipynb #o01
 @cache
 def _warn_of_bursts(name): # once in a process
-    warnings.warn(f'Several utilities of {name} came at once, so the joules of its epochs cannot be told apart. Either it '
-        'keeps its lines back: let it flush its output after each (awk: fflush(); C: setvbuf; or begin the command with '
-        'stdbuf -oL). Or its epochs take less than a millisecond.', stacklevel=2)
+    warnings.warn(f'Several utilities of {name} came at once, so the joules of its epochs cannot be told apart. Either '
+        'it keeps its lines back: let it flush its output after each (awk: fflush(); C: setvbuf; or begin the command '
+        'with stdbuf -oL). Or its epochs take less than a millisecond.', stacklevel=2)
 
 def come_in_bursts(
     start:float, # of the command, seconds

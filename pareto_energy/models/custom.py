@@ -6,7 +6,8 @@
 __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_callback', 'transformers_callback']
 
 # %% ../../nbs/25_models.custom.ipynb #imp
-import ast, copy, enum, gc, hashlib, inspect, math, os, random, signal, sys, sysconfig, textwrap, threading, time, warnings
+import ast, copy, enum, gc, hashlib, inspect, math, os, random, signal, sys, sysconfig, textwrap, threading, time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -56,8 +57,8 @@ def _is_required(parameter):
         parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
 
 # %% ../../nbs/25_models.custom.ipynb #n01
-_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove', 'fit', 'fit_transform',
-    'partial_fit', 'load_state_dict', 'step'}
+_MUTATORS = {'append', 'extend', 'add', 'update', 'insert', 'setdefault', 'pop', 'clear', 'remove', 'fit',
+    'fit_transform', 'partial_fit', 'load_state_dict', 'step'}
 
 def syntax_of(function):
     "The syntax tree of a function or class, without comments and layout; None where its source is not known."
@@ -90,7 +91,8 @@ def _changed_attributes(tree):
     nodes = [n for m in methods for n in ast.walk(m)]
     own = [n.value if isinstance(n, ast.Subscript) else n for n in nodes if _is_change(n)]
     own += [n.value for n in nodes if isinstance(n, ast.Attribute) and n.attr in _MUTATORS]
-    return {n.attr for n in own if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == 'self'}
+    own = [n for n in own if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    return {n.attr for n in own if n.value.id == 'self'}
 
 def _names_of_code(code):
     "Global names that a function uses, and those of the functions inside it."
@@ -121,7 +123,8 @@ def _describe_table(table): # of pandas
     return [*map(str, columns)], _describe_array(hashes)
 
 def _is_data(value):
-    return isinstance(value, (np.ndarray, torch.Tensor, tuple)) or hasattr(value, '__getitem__') and hasattr(value, '__dict__')
+    if isinstance(value, (np.ndarray, torch.Tensor, tuple)): return True
+    return hasattr(value, '__getitem__') and hasattr(value, '__dict__')
 
 def _is_library(value):
     "Does a function, a class or a module come with Python or this package, or was it installed?"
@@ -158,7 +161,9 @@ def describe_value(
 def _describe_object(value, inside):
     if isinstance(value, Path): return repr(value)
     parts, kind = vars(value) if hasattr(value, '__dict__') else {}, type(value)
-    if _is_library(kind): kept = {k: v for k, v in parts.items() if _is_data(v) or kind.__name__ in ('Namespace', 'SimpleNamespace')}
+    if _is_library(kind):
+        is_plain = kind.__name__ in ('Namespace', 'SimpleNamespace')
+        kept = {k: v for k, v in parts.items() if is_plain or _is_data(v)}
     else: kept = {k: v for k, v in parts.items() if k not in _changed_attributes(syntax_of(kind) or ast.Module([], []))}
     return inside(kind), [(k, inside(v)) for k, v in sorted(kept.items())]
 
@@ -206,7 +211,8 @@ def _parse_utility(value, what='utility'):
 
 def _read_utility(value, what): # it may be nan
     value = value() if callable(value) else value
-    if getattr(value, 'size', 0) == 1 or isinstance(value, torch.Tensor) and value.numel() == 1: value = np.ravel(value.tolist())[0]
+    is_single = getattr(value, 'size', 0) == 1 or isinstance(value, torch.Tensor) and value.numel() == 1
+    if is_single: value = np.ravel(value.tolist())[0]
     try: return float(value)
     except (TypeError, ValueError) as e:
         raise ValueError(f'the {what} must be a number, or a function that gives one, not {value!r}') from e
@@ -316,7 +322,8 @@ class _Stretches:
         self.epoch_ended = False
 
     def __reduce__(self):
-        raise TypeError('a report works in the process that the loop began in: send the utility there, and report it there')
+        raise TypeError('a report works in the process that the loop began in: send the utility there, and report it '
+            'there')
 
     def _check_place(self):
         if self.is_over: raise RuntimeError('a report came after its run had ended: report before the loop ends')
@@ -363,7 +370,9 @@ class Report(_Stretches):
         `RuntimeError` for a report from elsewhere or after the run."""
         self._check_place()
         if self.times_stopped: self._stop()
-        if unnamed: raise ValueError('a report takes one value, the utility: give the others by name, as test=, predict= or epoch=')
+        if unnamed:
+            raise ValueError('a report takes one value, the utility: give the others by name, as test=, predict= or '
+                'epoch=')
         number = self.progress.check(epoch)
         self.pause(number - self.progress.last)
         if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
@@ -410,11 +419,12 @@ def _run_loop(train, configuration, seed, report):
     except StopTraining: pass
     except Exception as e:
         if not report.times_stopped: raise
-        warnings.warn(f'The run had ended when the loop raised {type(e).__name__}: {e}. What it reported before counts.')
+        warnings.warn(f'The run had ended when the loop raised {type(e).__name__}: {e}. What it reported before '
+            'counts.')
     finally: report.is_over = True
     if not report.epochs:
-        raise ValueError('no utility was given: yield it after each epoch, call report with it in the process that the loop '
-            'began in, or return it')
+        raise ValueError('no utility was given: yield it after each epoch, call report with it in the process that the '
+            'loop began in, or return it')
 
 def _wanted_arguments(train, seed, report):
     offered = dict(report=report, seed=seed, epochs=report.progress.max_epochs)
@@ -427,13 +437,14 @@ def _report_result(result, report):
     if isinstance(result, dict): return report(**result)
     if not isinstance(result, tuple): return report(result)
     if len(result) > 1 and result[1] is not None and not callable(result[1]): _warn_of_tuple()
-    if len(result) > 3: raise ValueError('a loop gives a utility, that of the test part, and how to predict; more only as a dict')
+    if len(result) > 3:
+        raise ValueError('a loop gives a utility, that of the test part, and how to predict; more only as a dict')
     report(result[0], **dict(zip(('test', 'predict'), result[1:])))
 
 @cache
 def _warn_of_tuple(): # once in a process
-    warnings.warn('The second value that the loop gives is taken for the utility on the test part. If it is none, give the '
-        'utility alone; if it is, dict(utility=…, test=…) says so.', stacklevel=4)
+    warnings.warn('The second value that the loop gives is taken for the utility on the test part. If it is none, give '
+        'the utility alone; if it is, dict(utility=…, test=…) says so.', stacklevel=4)
 
 def _consume_iterator(iterator, report):
     "Report what a generator yields, or another iterator gives."
@@ -523,16 +534,17 @@ def _first_call(train):
 def _warn_of_state(name, before, after):
     "Say where a loop, with the same configuration and seed, gave another utility the second time."
     if abs(after - before) <= 1e-3*max(abs(before), abs(after)): return
-    warnings.warn(f'The loop {name} gave {before:.4g} and then {after:.4g} with the same configuration and seed: it keeps '
-        'something from one run to the next (a model, data changed in place, a checkpoint), or its seed does not decide '
-        'everything. Make what it changes inside the loop, and use its seed ({seed} in a command).', stacklevel=2)
+    warnings.warn(f'The loop {name} gave {before:.4g} and then {after:.4g} with the same configuration and seed: it '
+        'keeps something from one run to the next (a model, data changed in place, a checkpoint), or its seed does not '
+        'decide everything. Make what it changes inside the loop, and use its seed ({seed} in a command).',
+        stacklevel=2)
 
 def _warn_of_threads(name, before):
     "Say which threads that a loop began go on after its run."
     left = [t.name for t in {*threading.enumerate()} - before if type(t).__name__ != 'TMonitor'] # of tqdm, which sleeps
     if not left: return
-    warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after it: "
-        f"{', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
+    warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after "
+        f"it: {', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
 
 # %% ../../nbs/25_models.custom.ipynb #t01
 class LoopTrainer(Trainer):
@@ -618,7 +630,8 @@ def train_loop(
 
     Raises: `TrainingFailed` where the loop raises an exception, and `MeterError` where the meter does."""
     settings = RunSettings(**{'repeats': 1, **settings})
-    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads, sign=sign)
+    trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads,
+        sign=sign)
     with limit_threads(threads): return run_trainer(trainer, epochs, meter, settings)
 
 # %% ../../nbs/25_models.custom.ipynb #k01
@@ -658,8 +671,8 @@ def _check_part(part):
     if part is None: return
     lengths = [len(values) for values in part] if isinstance(part, tuple) else []
     if not 1 <= len(lengths) <= 3 or len(set(lengths)) > 1:
-        raise ValueError('Each part of the data is a tuple of features, targets and sample weights of one length, of which '
-            f'the last two may be missing; found {f"lengths {lengths}" if lengths else type(part).__name__}.')
+        raise ValueError('Each part of the data is a tuple of features, targets and sample weights of one length, of '
+            f'which the last two may be missing; found {f"lengths {lengths}" if lengths else type(part).__name__}.')
 
 def _own_score(model, X, y=None, sample_weight=None):
     return model.score(X, y) if sample_weight is None else model.score(X, y, sample_weight=sample_weight)

@@ -411,7 +411,8 @@ def _only_target(name, target):
     found = [] if target is None else [target] if target.ndim == 1 else [target[c] for c in target]
     if len(found) == 1: return found[0]
     which = f"{len(found)} targets ({', '.join(str(t.name) for t in found)})" if found else 'no target'
-    raise ValueError(f'{name} has {which} on OpenML, and a study needs one: choose a version of the table that has one.')
+    raise ValueError(f'{name} has {which} on OpenML, and a study needs one: choose a version of the table that has '
+        'one.')
 
 def _rows_with_target(name, rows, target):
     "Leave out rows without a target, and say so; refuse a target that is the same in all."
@@ -462,7 +463,8 @@ def write_prepared(
     "Keep data in the folder of a study."
     path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}))
     about['card'].pop('load')
-    arrays = {f'{part} {kind}': a for part, both in data.parts.items() for kind, a in zip(('features', 'targets'), both)}
+    kinds = 'features', 'targets'
+    arrays = {f'{part} {kind}': a for part, both in data.parts.items() for kind, a in zip(kinds, both)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix('.part').open('wb') as file: np.savez(file, about=json.dumps(about), **arrays)
     path.with_suffix('.part').replace(path)

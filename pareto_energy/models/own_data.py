@@ -82,12 +82,13 @@ def _read_csv(path, source):
     how = dict(na_values=[*source.na_values], encoding=source.encoding, sep=_delimiter(path, source), decimal=source.decimal)
     try: table = pd.read_csv(path, **how)
     except UnicodeDecodeError as e:
-        raise ValueError(f'{path.name} is not {source.encoding} text (byte {e.start}): save it as UTF-8, or say its encoding, '
-            "such as encoding='latin-1'.") from e
+        raise ValueError(f'{path.name} is not {source.encoding} text (byte {e.start}): save it as UTF-8, or say its '
+            "encoding, such as encoding='latin-1'.") from e
     except pd.errors.EmptyDataError as e: raise ValueError(f'{path.name} is empty.') from e
     except pd.errors.ParserError as e:
         raise ValueError(f'{path.name} has lines of different lengths ({e}): quote what holds the delimiter.') from e
-    names = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **how | dict(na_values=None)).iloc[0]
+    how |= dict(header=None, nrows=1, dtype=str, keep_default_na=False, na_values=None)
+    names = pd.read_csv(path, **how).iloc[0]
     if len(names) == table.shape[1]: table.columns = names.tolist() # pandas renames a name that comes twice
     return table
 
@@ -147,7 +148,8 @@ def _read_sounds(paths):
     from scipy.io import wavfile
     sounds = [wavfile.read(p) for p in paths]
     rates = {rate for rate, _ in sounds}
-    if len(rates) > 1: raise ValueError(f'The sounds have several sampling rates ({sorted(rates)} Hz): bring them to one.')
+    if len(rates) > 1:
+        raise ValueError(f'The sounds have several sampling rates ({sorted(rates)} Hz): bring them to one.')
     mono = [sound.mean(axis=1) if sound.ndim > 1 else sound for _, sound in sounds]
     return log_spectrograms(mono, rate=rates.pop(), samples=int(np.median([len(sound) for sound in mono])))
 
@@ -177,10 +179,13 @@ def check_table(
     twice = table.columns[table.columns.duplicated()].tolist()
     if twice: raise ValueError(f"The column {twice[0]!r} comes twice: rename one of them.")
     if source.target is None:
-        raise ValueError(f"target does not say which column is predicted: name one of {', '.join(map(str, table.columns))}.")
+        columns = ', '.join(map(str, table.columns))
+        raise ValueError(f'target does not say which column is predicted: name one of {columns}.')
     if source.target not in table and table.shape[1] == 1:
-        raise ValueError(f'The table has one column, {table.columns[0]!r}: is its delimiter none of , ; | and the tabulator?')
-    for name in filter(None, (source.target, source.groups, source.time, *source.drop)): lookup(name, [*table.columns], 'column')
+        raise ValueError(f'The table has one column, {table.columns[0]!r}: is its delimiter none of , ; | and the '
+            'tabulator?')
+    for name in filter(None, (source.target, source.groups, source.time, *source.drop)):
+        lookup(name, [*table.columns], 'column')
     for name in table: _check_column(table[name])
 
 def _check_column(column):
@@ -222,7 +227,8 @@ def check_targets(
     Raises: ValueError that names the class, its rows and the remedy."""
     name = targets.name or 'target'
     if not len(targets): raise ValueError(f'The target {name!r} is missing in all rows.')
-    if targets.nunique() < 2: raise ValueError(f'The target {name!r} is the same in all rows: there is nothing to learn.')
+    if targets.nunique() < 2:
+        raise ValueError(f'The target {name!r} is the same in all rows: there is nothing to learn.')
     if task == 'regression':
         if targets.dtype.kind in 'biuf': return
         raise ValueError(f'The target {name!r} holds text, which a regression cannot predict.')
@@ -231,8 +237,8 @@ def check_targets(
         raise ValueError(f'The target {name!r} has {len(counts)} classes in {len(targets)} rows, too many to learn: '
             'is it the right column, or a regression (task: regression)?')
     if counts.min() < _MIN_ROWS:
-        raise ValueError(f'The class {counts.index[-1]!r} of the target {name!r} has {counts.min()} rows, and each part '
-            f'needs some: leave such rows out, or join classes, so that each has at least {_MIN_ROWS}.')
+        raise ValueError(f'The class {counts.index[-1]!r} of the target {name!r} has {counts.min()} rows, and each '
+            f'part needs some: leave such rows out, or join classes, so that each has at least {_MIN_ROWS}.')
 
 # %% ../../nbs/26_models.own_data.ipynb #l01
 _LEAK = .995 # score of a small tree from which a column is suspected
@@ -288,7 +294,8 @@ def _expand_dates(column):
     import pandas as pd
     dates = _parse_dates(column)
     if dates.dt.tz is not None: dates = dates.dt.tz_convert(None)
-    parts = dict(days=(dates - pd.Timestamp(0))/pd.Timedelta(days=1), month=dates.dt.month, weekday=dates.dt.day_of_week)
+    days = (dates - pd.Timestamp(0))/pd.Timedelta(days=1)
+    parts = dict(days=days, month=dates.dt.month, weekday=dates.dt.day_of_week)
     return pd.DataFrame({f'{column.name} ({part})': values for part, values in parts.items()})
 
 def _make_encoder(numbers, categories, texts):
@@ -333,7 +340,8 @@ def encode_columns(
     single = features.shape[1] - sum(widths[1:])
     one_hot = encoder.named_transformers_.get('onehotencoder') if of('category') else None
     groups = [encoder.get_feature_names_out()[single:single + widths[1]].tolist()] if one_hot is not None else []
-    each = [sum(name.startswith(f'onehotencoder__{c}_') for name in groups[0]) for c in of('category')] if groups else []
+    each = [sum(name.startswith(f'onehotencoder__{c}_') for name in groups[0])
+        for c in of('category')] if groups else []
     return EncodedTable(features, (*[1]*single, *each, *[1]*sum(widths[2:-1])), dropped)
 
 # %% ../../nbs/26_models.own_data.ipynb #p01
@@ -434,7 +442,8 @@ def _read(source):
 def _from_arrays(arrays, source):
     import pandas as pd
     features, targets = arrays
-    if len(features) != len(targets): raise ValueError(f'There are {len(features)} examples and {len(targets)} targets.')
+    if len(features) != len(targets):
+        raise ValueError(f'There are {len(features)} examples and {len(targets)} targets.')
     if targets.ndim == 2 and targets.shape[1] == 1: targets = targets[:, 0]
     if targets.ndim != 1:
         raise ValueError(f'The targets have the shape {targets.shape}: a study predicts one value for each example.')
@@ -444,7 +453,7 @@ def _from_arrays(arrays, source):
         return _from_table(table, replace(source, target='target'))
     finite = np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
     if not finite.all(): raise ValueError(f'The example {_first_row(features, ~finite)} is not finite.')
-    if features.ndim == 4 and features.shape[3] in (1, 3) and features.shape[1] > 4: features = np.moveaxis(features, 3, 1)
+    if features.shape[3:] in ((1,), (3,)) and features.shape[1] > 4: features = np.moveaxis(features, 3, 1)
     if features.ndim not in (3, 4): raise ValueError(f'The features have the shape {features.shape}: (n, columns), '
         '(n, channels, steps) or (n, channels, height, width) were expected.')
     modality = source.modality or {3: 'sequence', 4: 'image'}[features.ndim]
@@ -457,7 +466,8 @@ def _with_own_test(table, source):
     if isinstance(source.test, str): return table.drop(columns=source.test), table[source.test].astype(bool).to_numpy()
     test = _read_file(source.test, source) if isinstance(source.test, Path) else _in_memory(source.test)
     if {*test} != {*table}:
-        raise ValueError(f'The test part has other columns than the data: {sorted({*map(str, test)} ^ {*map(str, table)})}.')
+        different = sorted({*map(str, test)} ^ {*map(str, table)})
+        raise ValueError(f'The test part has other columns than the data: {different}.')
     return pd.concat([table, test[[*table]]], ignore_index=True), np.arange(len(table) + len(test)) >= len(table)
 
 def _from_table(table, source):
@@ -470,7 +480,8 @@ def _from_table(table, source):
     kept = np.flatnonzero(known)
     if source.rows and source.rows < len(kept): kept = np.sort(np.random.default_rng(0).permutation(kept)[:source.rows])
     table = table.iloc[kept].reset_index(drop=True)
-    columns = {role: table[name].to_numpy() for role, name in dict(groups=source.groups, time=source.time).items() if name}
+    roles = dict(groups=source.groups, time=source.time)
+    columns = {role: table[name].to_numpy() for role, name in roles.items() if name}
     if is_test is not None: columns['test'] = is_test[kept]
     features = table.drop(columns={source.target, *source.drop, *([source.groups] if source.groups else [])})
     gaps = {name: f'{name} {100*share:.0f} %' for name, share in features.isna().mean().items() if share}
@@ -506,7 +517,8 @@ def prepare_data(
     details |= {'best constant prediction': baseline} | raw.notes | found
     return replace(data, details={k: v for k, v in details.items() if v})
 
-def _where_from(source): return source.data.name if isinstance(source.data, Path) else f'a {type(source.data).__name__} in memory'
+def _where_from(source):
+    return source.data.name if isinstance(source.data, Path) else f'a {type(source.data).__name__} in memory'
 
 def _encode(raw, train, codes, task):
     "Features of all examples, how they were encoded, and what was found."
@@ -515,7 +527,8 @@ def _encode(raw, train, codes, task):
         left_out = ', '.join(f'{name} ({why})' for name, why in encoded.dropped.items())
         if leaks: warnings.warn(f"{', '.join(leaks)} predicts the target alone: is it known before the target is? "
             'If not, leave it out with drop.', stacklevel=3)
-        return encoded.features, dict(columns=encoded.columns), {'left out': left_out, 'suspected leaks': ', '.join(leaks)}
+        found = {'left out': left_out, 'suspected leaks': ', '.join(leaks)}
+        return encoded.features, dict(columns=encoded.columns), found
     if raw.modality == 'text':
         texts = raw.features.iloc[:, 0].fillna('').astype(str).map(words_of).tolist()
         features, vocabulary = encode_text(texts, train)
@@ -545,8 +558,8 @@ def find_data(
     before = dataset.details['record'] if dataset else recorded
     if before.get('content', record['content']) == record['content']:
         return (dataset, record) if dataset else _prepare_with_record(source, record)
-    raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content differs. "
-        'Give the study another name, put the old data back, or begin again with restart=True.')
+    raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content "
+        'differs. Give the study another name, put the old data back, or begin again with restart=True.')
 
 def _recorded_data(folder): # in the record of a study that has trials
     path = folder/'study.json'

@@ -50,7 +50,7 @@ class RunSettings:
     test: bool = False # read the test part at the end; for reported fronts only
     with_inference: bool = False # read the energy of inference at the end
     deadline: float = math.inf # seconds of one run, after which no epoch is started
-    should_continue: object = None # function of utilities, of a function that reads the joules so far, and of their epochs
+    should_continue: object = None # function of utilities, of a function that reads the joules so far, and of epochs
     stop_after: int|None = None # utilities, after which the run ends; None: it ends with its epochs
 
 # %% ../../nbs/23_models.run.ipynb #c13

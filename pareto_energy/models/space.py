@@ -49,7 +49,9 @@ class Float(Parameter):
         _check_range(self, self.log)
 
     def _scale(self, value): return math.log(value) if self.log else value
-    def encode(self, value): return (self._scale(value) - self._scale(self.low))/(self._scale(self.high) - self._scale(self.low))
+    def encode(self, value):
+        low = self._scale(self.low)
+        return (self._scale(value) - low)/(self._scale(self.high) - low)
 
     def decode(self, u):
         value = self._scale(self.low) + u*(self._scale(self.high) - self._scale(self.low))
@@ -95,8 +97,8 @@ def record_value(value):
         return {k: record_value(v) for k, v in value.items()}
     name = getattr(value, '__qualname__', '<')
     if '<' not in name: return f'{value.__module__}.{name}'
-    raise ValueError(f'{value!r} has no record that a log could keep: give it a name (a string), and let the loop look it up. '
-        'Options are a list.')
+    raise ValueError(f'{value!r} has no record that a log could keep: give it a name (a string), and let the loop look '
+        'it up. Options are a list.')
 
 def _record_named(name, value):
     try: return record_value(value)

@@ -200,7 +200,8 @@ def plot_by_joules(
     """Plot hypervolume against all joules spent.
 
     Raises: ValueError where the seeds of no search have a stretch of joules in common."""
-    if bands.empty: raise ValueError('The seeds of no search have spent the same joules, so there is no mean to plot: add trials.')
+    if bands.empty:
+        raise ValueError('The seeds of no search have spent the same joules, so there is no mean to plot: add trials.')
     x = energy_axis(bands.spent, label, 'spent')
     return _grid(_bands(bands.rename(columns=dict(spent='joules')), x), bands, width)
 

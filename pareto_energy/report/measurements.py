@@ -22,23 +22,26 @@ from .figures import plot_fronts
 # %% ../../nbs/67_report.measurements.ipynb #m01
 LABELS = ('measured', 'sampled', 'estimated')
 _CODECARBON = ( # columns of its emissions.csv that describe no model
-    'timestamp', 'project_name', 'run_id', 'experiment_id', 'duration', 'emissions', 'emissions_rate', 'cpu_power', 'gpu_power',
-    'ram_power', 'cpu_energy', 'gpu_energy', 'ram_energy', 'water_consumed', 'country_name', 'country_iso_code', 'region',
-    'cloud_provider', 'cloud_region', 'os', 'python_version', 'codecarbon_version', 'cpu_count', 'cpu_model', 'gpu_count',
-    'gpu_model', 'longitude', 'latitude', 'ram_total_size', 'tracking_mode', 'on_cloud', 'pue', 'wue', 'cpu_utilization_percent',
-    'gpu_utilization_percent', 'ram_utilization_percent', 'ram_used_gb')
+    'timestamp', 'project_name', 'run_id', 'experiment_id', 'duration', 'emissions', 'emissions_rate', 'cpu_power',
+    'gpu_power', 'ram_power', 'cpu_energy', 'gpu_energy', 'ram_energy', 'water_consumed', 'country_name',
+    'country_iso_code', 'region', 'cloud_provider', 'cloud_region', 'os', 'python_version', 'codecarbon_version',
+    'cpu_count', 'cpu_model', 'gpu_count', 'gpu_model', 'longitude', 'latitude', 'ram_total_size', 'tracking_mode',
+    'on_cloud', 'pue', 'wue', 'cpu_utilization_percent', 'gpu_utilization_percent', 'ram_utilization_percent',
+    'ram_used_gb')
 
 def _energy_column(table, energy):
     if energy: return lookup(energy, [*table.columns], 'column')
     found = [name for name in ('joules', 'energy_consumed') if name in table]
     if found: return found[0]
-    raise ValueError(f"The table has neither joules nor energy_consumed: say which column holds the energy, of {', '.join(table.columns)}.")
+    raise ValueError('The table has neither joules nor energy_consumed: say which column holds the energy, of '
+        f"{', '.join(table.columns)}.")
 
 def _check_numbers(table, names):
     for name in names:
         bad = pd.to_numeric(table[name], errors='coerce').isna()
         if bad.any():
-            raise ValueError(f'The column {name!r} holds {table[name][bad].iloc[0]!r} in row {int(bad.to_numpy().argmax()) + 1}: '
+            row = int(bad.to_numpy().argmax()) + 1
+            raise ValueError(f'The column {name!r} holds {table[name][bad].iloc[0]!r} in row {row}: '
                 'leave out trainings that have no result, or correct it.')
 
 def repeated_points(
@@ -53,7 +56,8 @@ def repeated_points(
     _check_numbers(table, (utility, energy))
     joules = table[energy]*(JOULES_PER_KWH if energy == 'energy_consumed' or energy.lower().endswith('kwh') else 1)
     if not (joules > 0).all():
-        raise ValueError(f'The energy must be above 0; row {int((joules <= 0).to_numpy().argmax()) + 1} has {joules.min():g} J.')
+        row = int((joules <= 0).to_numpy().argmax()) + 1
+        raise ValueError(f'The energy must be above 0; row {row} has {joules.min():g} J.')
     known = {utility, energy, 'model', 'dataset', *_CODECARBON}
     settings = [name for name in table if name not in known]
     names = {name: table.get(name, default) for name, default in dict(dataset='data', model='model').items()}
@@ -63,8 +67,9 @@ def repeated_points(
 
 def _point(rows, settings):
     first = rows.iloc[0]
-    return dict(dataset=first.dataset, family=first.model, searched=describe_configuration(first[settings].to_dict(), settings), epochs='',
-        utility=rows._u.mean(), test=rows._u.mean(), test_ci=ci_half_width_of(rows._u), joules=rows._j.mean(),
+    searched = describe_configuration(first[settings].to_dict(), settings)
+    return dict(dataset=first.dataset, family=first.model, searched=searched, epochs='', utility=rows._u.mean(),
+        test=rows._u.mean(), test_ci=ci_half_width_of(rows._u), joules=rows._j.mean(),
         joules_ci=ci_half_width_of(rows._j), inference=math.nan, inference_ci=math.nan, seeds=len(rows), failed=0)
 
 # %% ../../nbs/67_report.measurements.ipynb #m02
@@ -76,13 +81,15 @@ class Measurements:
 
     @property
     def tables(self): # dataset -> the front as it is printed
-        return {name: format_front(rows).drop(columns='epochs') for name, rows in self.front.groupby('dataset', sort=False)}
+        fronts = self.front.groupby('dataset', sort=False)
+        return {name: format_front(rows).drop(columns='epochs') for name, rows in fronts}
 
     @property
     def conclusions(self): # sentences
         said = [sentence(name, rows) for name, rows in self.front.groupby('dataset', sort=False)
             for sentence in (conclusion_sentence, savings_sentence)]
-        return [text.replace('Its points were trained again with one fresh seed each', 'Each point is one training') for text in said]
+        seeds, trainings = 'Its points were trained again with one fresh seed each', 'Each point is one training'
+        return [text.replace(seeds, trainings) for text in said]
 
     @property
     def chart(self):
@@ -90,7 +97,8 @@ class Measurements:
         families = self.front.groupby(['dataset', 'family'], sort=False)
         return plot_fronts(pd.concat([pareto_front(rows) for _, rows in families]), self.front, self.label)
 
-    def __str__(self): return '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
+    def __str__(self):
+        return '\n'.join([table.to_string(index=False) for table in self.tables.values()] + self.conclusions)
 
     def _ipython_display_(self):
         from IPython.display import Markdown, display
@@ -111,5 +119,6 @@ def load_trials(
     energy = _energy_column(table, energy)
     metric = metric if isinstance(metric, Metric) else Metric(metric or utility)
     points = repeated_points(table, lookup(utility, [*table.columns], 'column'), energy, sign=metric.sign)
-    ref_points = {name: RefPoint(t.utility.min(), joules=t.joules.max(), metric=metric) for name, t in points.groupby('dataset')}
+    ref_points = {name: RefPoint(t.utility.min(), joules=t.joules.max(), metric=metric)
+        for name, t in points.groupby('dataset')}
     return Measurements(front_table(points, ref_points), label)

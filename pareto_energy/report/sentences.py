@@ -61,7 +61,8 @@ def energy_time_sentence(
     low, high = np.tanh(np.arctanh(min(r, 1 - 1e-12)) + np.array([-1, 1])*_Z95/math.sqrt(max(len(runs) - 3, 1e-9)))
     if low > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
     elif all(run['sources'].get('cpu') == 'cpu_time' for run in runs):
-        verdict = 'energy is estimated from CPU time here, so the difference says how runs waited, not what power they took'
+        verdict = ('energy is estimated from CPU time here, so the difference says how runs waited, not what power '
+            'they took')
     elif high < _TIME_CORRELATION: verdict = 'energy is more than time'
     else: verdict = 'too few trials to say whether energy is more than time'
     return f'The correlation of energy with time is {r:.3f} over {len(runs)} trials: {verdict}.'
@@ -109,8 +110,8 @@ def _seeds_clause(table): # where fresh seeds failed, or ended before their epoc
     seeds, shorter = int((t.seeds + t.failed).sum()), int(t.get('shorter', pd.Series(0, t.index)).sum())
     what = [f'{n} {did}' for n, did in ((int(t.failed.sum()), 'failed'), (shorter, 'ended before')) if n]
     if what: return f" Its points were trained again with {seeds} fresh seeds, of which {' and '.join(what)}."
-    if (t.seeds == 1).all(): return ' Its points were trained again with one fresh seed each, so nothing says how sure they are.'
-    return ''
+    if not (t.seeds == 1).all(): return ''
+    return ' Its points were trained again with one fresh seed each, so nothing says how sure they are.'
 
 def conclusion_sentence(
     name:str, # of the dataset
@@ -133,9 +134,11 @@ def savings_sentence(
 ) -> str:
     "What half a point, one point and two points save."
     rows, scale = savings_within(table).drop_duplicates('joules'), metric_scale(table)
-    if len(on_front(table)) == 1: return f'On {name} the front is one point: there is nothing cheaper to compare it with.'
+    if len(on_front(table)) == 1:
+        return f'On {name} the front is one point: there is nothing cheaper to compare it with.'
     if rows.empty:
-        return f'On {name} no cheaper point of the front is within {allowed_losses(table)[-1]:g} {scale.losses} of the best.'
+        allowed = f'{allowed_losses(table)[-1]:g} {scale.losses}'
+        return f'On {name} no cheaper point of the front is within {allowed} of the best.'
     clause = lambda r: (f'the cheapest within {r.allowed:g} {scale.losses} of it is the {r.family} at '
         f'{format_rounded(r.joules)} J, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
         f'and saves {_saved_share(r)}')
@@ -163,7 +166,8 @@ def lifetime_sentence(
     still_on = f"{int(lives.stays.sum())} of {len(lives)} models of the front are still on it over such a life"
     return (f'On {name} the best model ({best.family}) takes {format_rounded(best.lifetime)} ± '
         f'{format_rounded(best.lifetime_ci)} J in a life of {predictions:,.0f} predictions, {best.kwh:.2g} kWh and '
-        f'{format_rounded(best.grams)} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. {still_on}.')
+        f'{format_rounded(best.grams)} g of CO₂; training is {100*best.joules/best.lifetime:.2g} % of it. '
+        f'{still_on}.')
 
 # %% ../../nbs/61_report.sentences.ipynb #l05s
 def break_even_sentence(
@@ -189,7 +193,8 @@ def expected_return_sentence(
     table:pd.DataFrame, # from `expected_returns`
 ) -> str:
     "Whether another run is expected to pay."
-    if table.empty: return 'No run of this study was planned by its expected return, so nothing says what another would bring.'
+    if table.empty:
+        return 'No run of this study was planned by its expected return, so nothing says what another would bring.'
     ended, rest, sentences = table[table.ended], table[~table.ended], []
     if len(ended):
         sentences.append(f'{len(ended)} of {len(table)} searches that plan ended by themselves, after '
@@ -208,9 +213,9 @@ def early_end_sentence(
     early = [t for t in finished if t.run.get('ended_early')]
     if not early: return ''
     names, longest = ', '.join(sorted({t.family for t in early})), max(t.run['max_epochs'] for t in early)
-    return (f'{len(early)} of {len(finished)} runs ended by themselves before the {longest} epochs that they were handed '
-        f'({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it trains has to say '
-        'which epoch a report belongs to: report(utility, epoch=…).')
+    return (f'{len(early)} of {len(finished)} runs ended by themselves before the {longest} epochs that they were '
+        f'handed ({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it '
+        'trains has to say which epoch a report belongs to: report(utility, epoch=…).')
 
 # %% ../../nbs/61_report.sentences.ipynb #fs1
 def failure_sentence(
@@ -230,7 +235,8 @@ def untested_sentence(
     again = [r for t in trials for r in t.retrained if 'utility' in r]
     untested = sorted({r['epoch'] for r in again if 'test' not in r})
     if not untested or len(untested) == len({r['epoch'] for r in again}): return ''
-    return (f"Points of epoch {', '.join(f'{e:g}' for e in untested)} are left out of the front: the loop gave no test utility "
+    epochs = ', '.join(f'{e:g}' for e in untested)
+    return (f'Points of epoch {epochs} are left out of the front: the loop gave no test utility '
         'with those reports. Let it give one, or a function, with each report.')
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
@@ -245,7 +251,8 @@ def payback_sentence(
     within = savings_within(table, (largest_loss,))
     if within.empty:
         return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} '
-            f'{metric_scale(table).losses} of its best model: using that model never recovers the energy of the search.')
+            f'{metric_scale(table).losses} of its best model: using that model never recovers the energy of the '
+            'search.')
     front = on_front(table)
     best, cheap = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0]
     text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} J '

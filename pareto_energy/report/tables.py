@@ -89,7 +89,8 @@ class MetricScale:
 
     def difference(self, amount:float, ci:float, signed:bool=False) -> str: # given up, as from `savings`
         "A difference with its interval."
-        if self.unit == '%': return (f'{amount:+.1f}' if signed else f'{amount:.1f}') + ('' if math.isnan(ci) else f' ± {ci:.1f}')
+        if self.unit == '%':
+            return (f'{amount:+.1f}' if signed else f'{amount:.1f}') + ('' if math.isnan(ci) else f' ± {ci:.1f}')
         text = format_interval(amount, ci)
         return f'+{text}' if signed and amount >= 0 else text
 
@@ -123,8 +124,9 @@ def no_front_message(trials:list) -> str:
     "Why a study has no front, and what to change."
     again = [r for t in trials for r in t.retrained]
     if again and not any('utility' in r for r in again):
-        return (f'All {len(again)} trainings of front points with fresh seeds failed, the first with "{again[0]["reason"]}", so '
-            'there is no front. Mend that, and train them anew with more fresh_seeds, or begin again.')
+        return (f'All {len(again)} trainings of front points with fresh seeds failed, the first with '
+            f'"{again[0]["reason"]}", so there is no front. Mend that, and train them anew with more fresh_seeds, or '
+            'begin again.')
     failed = [t for t in trials if t.status == 'failed']
     why = f', the first with "{failed[0].reason}"' if failed else ''
     return (f'No point of this study is better than its reference point, so there is no front: {len(failed)} of '
@@ -241,7 +243,8 @@ def _dropped_seeds(t): # a column where a fresh seed failed, or ended before the
     if 'seeds' not in t: return {}
     if not (t.failed.any() or shorter.any()): return {}
     parts = lambda r, n: [f'{r.failed} failed']*(r.failed > 0) + [f'{n} ended before']*(n > 0)
-    return {'fresh seeds': [', '.join([f'{r.seeds + r.failed}', *parts(r, n)]) for r, n in zip(t.itertuples(), shorter)]}
+    said = [', '.join([f'{r.seeds + r.failed}', *parts(r, n)]) for r, n in zip(t.itertuples(), shorter)]
+    return {'fresh seeds': said}
 
 # %% ../../nbs/60_report.tables.ipynb #c19
 def savings(

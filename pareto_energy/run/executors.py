@@ -101,8 +101,9 @@ def check_sendable(
         around = surroundings(function, None) if isfunction(function) else vars(function)
         culprits = {n: _can_be_sent(v) for n, v in around.items() if _can_be_sent(v)}
         which = '; '.join(f'{n} ({reason})' for n, reason in culprits.items()) or why
-        raise ValueError(f'{name} cannot be sent to another process, as a deadline, a memory limit or a cluster needs, because '
-            f'of what it uses: {which}. Make that inside the function, or leave deadline and max_memory_gb out.')
+        raise ValueError(f'{name} cannot be sent to another process, as a deadline, a memory limit or a cluster needs, '
+            f'because of what it uses: {which}. Make that inside the function, or leave deadline and max_memory_gb '
+            'out.')
 
 # %% ../../nbs/50_run.executors.ipynb #d02
 class WorkerDied(RuntimeError):
@@ -201,7 +202,8 @@ class SubprocessExecutor(Executor):
         future.set_exception(WorkerDied(reason, self._joules_so_far()))
         return future
 
-    def _report_text(self): return self.report.read_text() if self.report.exists() else '' # a cleaner may have removed it
+    def _report_text(self): # a cleaner may have removed it
+        return self.report.read_text() if self.report.exists() else ''
 
     def _joules_so_far(self):
         if not self.meter: return 0.

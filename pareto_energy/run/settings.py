@@ -26,7 +26,8 @@ def setting(
     fixed:bool=True, # must it stay as it was once there are trials?
 ):
     "Declare one setting of a study."
-    how = dict(default_factory=lambda: type(default)(default)) if isinstance(default, (list, dict)) else dict(default=default)
+    is_mutable = isinstance(default, (list, dict))
+    how = dict(default_factory=lambda: type(default)(default)) if is_mutable else dict(default=default)
     return field(**how, metadata=dict(doc=doc, check=check, fixed=fixed))
 
 # %% ../../nbs/51_run.settings.ipynb #d04
@@ -40,7 +41,9 @@ def _below_one(v): return None if _is_number(v) and v < 1 else 'a number below 1
 def _mapping(v):
     return None if isinstance(v, dict) else "a mapping of families to ranges, as in {'mlp': {'width': [8, 64]}}"
 def _anything(v): return None
-def _data(v): return None if isinstance(v, dict) and 'path' in v else 'a mapping with a path, as in {path: income.csv, target: income}'
+def _data(v):
+    if isinstance(v, dict) and 'path' in v: return None
+    return 'a mapping with a path, as in {path: income.csv, target: income}'
 
 def _optional(check): return lambda v: None if v is None else check(v)
 
@@ -94,7 +97,8 @@ class StudySettings(TrainingSettings):
         'names in models.data.DATASETS, or openml: and a number; none where data says what is trained on',
         _list_of('dataset', check_dataset_name), [], fixed=False)
     data: dict|None = setting(
-        'your own: path and target, and what else models.own_data.DataSource has, as in {path: income.csv, target: income}',
+        'your own: path and target, and what else models.own_data.DataSource has, as in '
+        '{path: income.csv, target: income}',
         _optional(_data), None)
     ranges: dict = setting('family or all -> parameter -> [low, high], the options, or one value', _mapping, {})
     ref_joules: float|None = setting(

@@ -16,8 +16,8 @@ from functools import cache, cached_property, partial
 from ..core import home, output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
-from pareto_energy.models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label, prepared_path,
-    write_prepared)
+from ..models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label,
+    prepared_path, write_prepared)
 from ..models.families import family_space, supports
 from ..models.own_data import find_data
 from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
@@ -39,7 +39,8 @@ class _StudyFiles(StudySettings):
     own_data = data_record = None # a `Dataset` of one's own, and what is recorded of it
 
     @property
-    def own_record(self): return dict(data=self.data_record) if self.own_data else {} # in study.json, beside the settings
+    def own_record(self): # in study.json, beside the settings
+        return dict(data=self.data_record) if self.own_data else {}
 
     def load(self, name:str) -> Dataset:
         "One of the study's datasets."
@@ -48,8 +49,8 @@ class _StudyFiles(StudySettings):
     def save_data(self):
         "Keep the person's own data in the study's folder, before anything is trained."
         folder = output_folder(self.study, root=self.root)
-        is_kept = not self.own_data or 'record' not in self.own_data.details or prepared_path(self.own_data.name, folder).exists()
-        if not is_kept: write_prepared(self.own_data, folder)
+        is_ours = not self.own_data or 'record' not in self.own_data.details # data by name are not kept
+        if not is_ours and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
 
     @property
     def measurement(self):
@@ -88,7 +89,8 @@ class FamilyStudy(_StudyFiles):
     def __post_init__(self):
         self.root = home() # decided here, so that a training may change the working folder
         self.study = self.folder.relative_to(self.root/'data').as_posix()
-        if self.data is not None and not self.own_data: self.own_data, self.data_record = find_data(self.data, self.folder)
+        if self.data is not None and not self.own_data:
+            self.own_data, self.data_record = find_data(self.data, self.folder)
         if self.own_data: self.datasets = [self.own_data.name]
         check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
         check_device(self.device, self.machine_policy)
@@ -96,7 +98,8 @@ class FamilyStudy(_StudyFiles):
         self.spaces = self.find_spaces()
 
     @property
-    def training(self): return partial(train_family, folder=self.folder) if self.own_data else train_family # what trains a trial
+    def training(self): # what trains a trial
+        return partial(train_family, folder=self.folder) if self.own_data else train_family
 
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."
@@ -176,7 +179,7 @@ def compute_ref_points(
     datasets, # `Dataset`s
     joules:float, # the energy beyond which a model does not count
     utility=None, # as in `models.data.get_metric`
-    least:float|None=None, # the utility below which a model does not count; by default that of the best constant prediction
+    least:float|None=None, # the utility below which a model does not count; default: that of the best constant
 ) -> dict: # dataset -> `RefPoint`
     """The reference point of each dataset.
 
@@ -193,7 +196,7 @@ def trial_job(
     log:TrialLog, # held by this process
     key:tuple, # (dataset, family, strategy, seed, number)
     source:tuple, # label and machine
-): # a generator: yields a task, as (function, *arguments), and is sent its result; None: the trial before it hasn't started
+): # a generator: yields a task, as (function, *arguments), and is sent its result; None: the trial before hasn't begun
     "Run one trial, or the one that was interrupted."
     *_, number = key
     while number and (*key[:-1], number - 1) not in log.trials and is_pending(study, log.trials, key): yield
@@ -228,7 +231,8 @@ def _training(study, log, key, search, earlier):
         log.append('interrupted', key, reason=type(e).__name__, spent=getattr(e, 'spent', 0.))
         raise
     if event == 'failed' and not any(t.status == 'failed' for t in log.trials.values()):
-        warnings.warn(f"The trial {'/'.join(map(str, key))} failed, the first of this study: {content['reason']}", stacklevel=2)
+        name = '/'.join(map(str, key))
+        warnings.warn(f"The trial {name} failed, the first of this study: {content['reason']}", stacklevel=2)
     log.append(event, key, **content)
 
 # %% ../../nbs/53_run.study.ipynb #c18
@@ -467,7 +471,9 @@ def make_executor(
     "Where a study is trained."
     if study.deadline is None and study.max_memory_gb is None: return InProcessExecutor(interrupted)
     check_sendable(study.functions)
-    seconds = None if study.deadline is None else LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
+    seconds = None
+    if study.deadline is not None:
+        seconds = LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
     return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
         memory=study.max_memory_gb,
         meter=study.measurement.metered, unbound=(label_and_machine, measure_machine_state),
@@ -577,7 +583,8 @@ def _one_study_at_a_time():
 
     Raises: RuntimeError where another thread runs one."""
     if not _RUNNING.acquire(blocking=False):
-        raise RuntimeError('Another thread of this process runs a study: run this one after it, or in a process of its own.')
+        raise RuntimeError('Another thread of this process runs a study: run this one after it, or in a process of its '
+            'own.')
     try: yield
     finally: _RUNNING.release()
 
@@ -594,7 +601,8 @@ def _run_rest(study, join, client, watch, workers):
         run.run()
     if run.should_stop() and not is_complete(study, log.trials):
         planned = len(study.searches)*study.trials
-        raise StudyStopped(f'{_ended(log)} of {planned} trials are recorded: start the study {study.study} again to go on.')
+        raise StudyStopped(f'{_ended(log)} of {planned} trials are recorded: start the study {study.study} again to go '
+            'on.')
 
 # %% ../../nbs/53_run.study.ipynb #c24
 def total_joules(

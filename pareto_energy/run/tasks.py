@@ -133,7 +133,7 @@ def retrain(
     trial:Trial, # on the front
     epoch:float, # where it touches the front
     seed:int, # a fresh one
-) -> dict: # utility, joules, spent, and where they are known, test, inference and a lower epoch reached; or reason and spent
+) -> dict: # utility, joules, spent; where known, test, inference and a lower epoch reached; or reason and spent
     "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
     try:
