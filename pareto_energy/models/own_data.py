@@ -424,8 +424,7 @@ def source_record(source:DataSource) -> dict:
 
 # %% ../../nbs/26_models.own_data.ipynb #f02
 @dataclass
-class _Raw:
-    "Data as they were read."
+class _Raw: # data as they were read
     features: object # a DataFrame, texts, or an array
     targets: object # a Series without gaps
     modality: str
