@@ -6,7 +6,7 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import inspect, itertools, json, math, re, sys, time
+import inspect, itertools, json, math, os, re, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -31,8 +31,7 @@ from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, r
 from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
 from .report.sentences import (
-    break_even_sentence, conclusion_sentence, early_end_sentence, energy_time_sentence, expected_return_sentence,
-    failure_sentence, savings_sentence, untested_sentence)
+    REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence)
 from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
 from .report.export import from_distributions
 
@@ -104,7 +103,7 @@ class Results:
         trials = self.trials_so_far
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
-        of_fronts += filter(None, [early_end_sentence(trials), failure_sentence(trials), untested_sentence(trials)])
+        of_fronts += filter(None, [remark(trials) for remark in REMARKS])
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     @property
@@ -238,11 +237,17 @@ def _train_own(
     configuration:dict, # as it is recorded
     *args, # as in `models.custom.train_loop`, after the configuration
     folder:Path|None, # of a study that has data of its own
+    prints:dict, # name -> fingerprint of a loop, in the process that began the study
     **kwargs, # as args
 ):
-    "Train one of the user's loops, which gets the options themselves, or a family of ours on the user's data."
+    """Train one of the user's loops, which gets the options themselves, or a family of ours on the user's data.
+
+    Raises: ValueError where another process has imported another version of the loop."""
     if family not in loops: return train_family(name, family, configuration, *args, folder=folder, **kwargs)
     loop = loops[family]
+    if prints['process'] != os.getpid() and getattr(loop, '__module__', '__main__') != '__main__':
+        if fingerprint(loop, prints['version']) != prints[family]:
+            raise ValueError(f'The loop {family} was edited while its study runs: start the study again.')
     if wants_data(loop): loop = partial(loop, data=load_dataset(name, folder=folder))
     return train_loop(loop, spaces[family].restore(configuration), *args, sign=sign, **kwargs)
 
@@ -298,6 +303,9 @@ def _named_loops(train):
             raise ValueError(f'{name} wants data: give them to the study, '
                 "as in Study(data='income.csv', models=[…]).")
     return loops
+
+def _fingerprints(loops, version): # as the loops are now, in this process
+    return dict(process=os.getpid(), version=version) | {name: fingerprint(loop, version) for name, loop in loops.items()}
 
 def _models_of_data(models, ranges, data):
     "Loops by their names, and the space of each model, on data."
@@ -373,7 +381,7 @@ class OwnStudy(Results, FamilyStudy):
 
     @property
     def own_record(self): # what tells this model from others
-        loops = {name: fingerprint(loop, self.version) for name, loop in self.loops.items()}
+        loops = {name: self.prints[name] for name in self.loops}
         return super().own_record | dict(metric=self.metric.record(), version=self.version, loops=loops)
 
     def _take_loops(self, train, space):
@@ -386,7 +394,8 @@ class OwnStudy(Results, FamilyStudy):
 
     @property
     def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign,
-        folder=self.folder if self.own_data else None)
+        folder=self.folder if self.own_data else None, prints=self.prints)
+
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
@@ -452,6 +461,7 @@ class Study(OwnStudy):
             metric = metric_label(self.own_data, utility)
         self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
         self.metric, self.version = _as_metric(metric or 'accuracy'), version
+        self.prints = _fingerprints(self.loops, version)
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
             ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from pareto_energy import Study
 from pareto_energy.energy.counters import open_meter
 from pareto_energy.front.log import read_trials
 from pareto_energy.models.custom import train_loop
+
+ROOT = Path(__file__).parents[1]
 
 FEW = dict(trials=4, n_initial=3, epochs=10, fresh_seeds=2, front_points=2, meter='simulated', min_gain_per_cost=0.)
 
@@ -284,3 +287,22 @@ def test_a_trial_is_not_to_blame_for_the_end_of_its_machine(tmp_path):
     ends = [subprocess.run([sys.executable, '-c', PREEMPTED], env=environment | more, capture_output=True, text=True, timeout=600) for more in (dict(PREEMPT='1'), {})]
     assert ends[0].returncode and 'asked to end (SIGTERM)' in ends[0].stderr
     assert ends[1].stdout.strip() == str([('finished', 1)]*3), ends[1].stderr
+
+
+def test_a_module_that_is_edited_while_its_study_runs_stops_it(tmp_path):
+    "Children import the loop anew, and must not train another version of it."
+    (tmp_path/'mine.py').write_text('def loop(configuration, epochs):\n    for e in range(epochs): yield .5 + configuration["x"]/10\n')
+    script = """
+import sys
+from pathlib import Path
+from pareto_energy import Study
+import mine
+study = Study(mine.loop, dict(x=(0., 1.)), 'edited', trials=3, n_initial=3, epochs=1, fresh_seeds=1, meter='simulated', deadline=60., max_seconds=1.)
+Path('mine.py').write_text(Path('mine.py').read_text().replace('.5', '.7'))
+try: study.run()
+except ValueError as e: print(e)
+print(len([t for t in study.trials_so_far if t.status == 'finished']))
+"""
+    environment = os.environ | dict(PARETO_ENERGY_HOME=str(tmp_path), PYTHONPATH=f'{tmp_path}:{ROOT}', PYTHONDONTWRITEBYTECODE='1')
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.stdout.splitlines() == ['The loop loop was edited while its study runs: start the study again.', '0'], done.stderr

@@ -35,9 +35,9 @@ def synthetic_study(
     strategy:str='random',
 ) -> SyntheticStudy:
     "Searches over the space of logistic regression."
-    return SyntheticStudy('rehearsal', ['digits'], ['logistic'], [strategy], list(range(searches)), trials, 5, 10,
-        repeats=1, front_points=1, fresh_seeds=1, meter='simulated', deadline=None, calibration_every=10**6,
-        min_gain_per_cost=0)
+    return SyntheticStudy('rehearsal', datasets=['digits'], families=['logistic'], strategies=[strategy],
+        seeds=list(range(searches)), trials=trials, n_initial=5, epochs=10, repeats=1, front_points=1,
+        fresh_seeds=1, meter='simulated', deadline=None, calibration_every=10**6, min_gain_per_cost=0)
 
 # %% ../../nbs/82_bench.scaling.ipynb #e01
 def long_study(

@@ -239,6 +239,19 @@ def untested_sentence(
     return (f'Points of epoch {epochs} are left out of the front: the loop gave no test utility '
         'with those reports. Let it give one, or a function, with each report.')
 
+def cheaper_again_sentence(
+    trials:list, # of a study
+) -> str: # empty where most points cost at least half of what the search read
+    "Points of the front that cost much less when they were trained again."
+    again = {(t.name, r['epoch']): (r['joules'], t.run['joules'][t.epochs.index(r['epoch'])])
+        for t in trials for r in t.retrained if 'joules' in r and 'reached' not in r}
+    cheaper = [joules for joules, searched in again.values() if joules < searched/2]
+    if len(cheaper) <= len(again)/2: return ''
+    return (f'Trained again, {len(cheaper)} of {len(again)} points of the front took less than half of the joules that the '
+        'search read: something may be kept from one run to the next, such as a cache around the training.')
+
+REMARKS = (early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence) # on the trials; empty where not due
+
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def payback_sentence(
     name:str, # of the dataset
