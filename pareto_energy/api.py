@@ -365,6 +365,7 @@ def _check_same_model(study):
     """Refuse to go on with the trials of another model.
 
     Raises: ValueError that names what has changed, and the ways out."""
+    _keep_former_ranges(study)
     before, trials = read_settings(study.study, study.root), read_trials(study.log_path)
     if not trials or before is None: return
     changes = '; '.join(_changes(before, study))
@@ -466,7 +467,6 @@ class Study(OwnStudy):
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
             ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
         if restart: set_aside(self.folder)
-        _keep_former_ranges(self)
         _check_same_model(self)
 
     @classmethod
