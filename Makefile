@@ -8,11 +8,11 @@ EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --i
 study: install
 	@$(BIN)/pareto-energy run quick
 
-# one thread a process, since several share the cores; three for the tests, which often wait for programs that they start
+# one thread a process, since two processes share the cores
 test: export OMP_NUM_THREADS ?= 1
 test: install
 	PARETO_ENERGY_LOCK=$$(mktemp -u) $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests
 
 # the chapters once more, with their statistics: cells that are marked slow
 slow: install

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-import altair as alt
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
 from .models.data import constant_utility, load_dataset, metric_label
@@ -32,7 +31,6 @@ from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
 from .report.sentences import (
     REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence)
-from .report.figures import energy_axis, family_fronts, plot_fronts, utility_axis
 from .report.export import from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
@@ -98,8 +96,7 @@ class Results:
     @property
     def conclusions(self): # sentences
         about = (conclusion_sentence, savings_sentence, break_even_sentence)
-        of_fronts = [sentence(name, rows) for name, rows in self.front.groupby('dataset', sort=False)
-            for sentence in about]
+        of_fronts = [say(name, rows) for name, rows in self.front.groupby('dataset', sort=False) for say in about]
         trials = self.trials_so_far
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
@@ -108,6 +105,7 @@ class Results:
 
     @property
     def chart(self):
+        from pareto_energy.report.figures import family_fronts, plot_fronts
         use_theme()
         return plot_fronts(family_fronts(self.measured_trials, self.ref_points), self.front, self.label)
 
@@ -148,8 +146,10 @@ def progress_sentence(
 def live_front_chart(
     study, # a `Study`
     trials:list, # so far, one of them finished
-) -> alt.LayerChart:
+) -> object: # a chart of Altair
     "The front so far."
+    import altair as alt
+    from pareto_energy.report.figures import energy_axis, utility_axis
     use_theme()
     points, (ref_point, *_) = trajectory_points(trials), study.ref_points.values()
     metric = ref_point.metric
