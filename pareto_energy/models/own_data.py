@@ -13,7 +13,7 @@ import numpy as np
 from ..core import lookup
 from .data import (
     DATASETS, SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, load_dataset, log_spectrograms,
-    read_prepared, split_data, standardise, words_of)
+    prepared_path, read_prepared, split_data, standardise, words_of)
 from .families import MODALITIES
 from .custom import describe_value
 
@@ -420,6 +420,7 @@ def source_record(source:DataSource) -> dict:
     defaults = {f.name: f.default for f in fields(source)}
     kept = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v != defaults[name]}
     file = dict(file=source.data.name) if isinstance(source.data, Path) else {}
+    if isinstance(source.test, (str, Path)): kept['test'] = Path(source.test).name
     return dict(name=source_name(source)) | file | kept | dict(content=content_hash(source))
 
 # %% ../../nbs/26_models.own_data.ipynb #f02
@@ -552,11 +553,11 @@ def find_data(
         return dataset, dataset.details['record']
     record = source_record(source)
     if is_dataset_name(source.data): return load_dataset(source.data), record
-    path = folder/'datasets'/f"{record['name']}.npz"
+    path = prepared_path(record['name'], folder)
     dataset = read_prepared(path) if path in kept else None
     before = dataset.details['record'] if dataset else recorded
-    if before.get('content', record['content']) == record['content']:
-        return (dataset, record) if dataset else _prepare_with_record(source, record)
+    if before == record and dataset: return dataset, record
+    if before.get('content', record['content']) == record['content']: return _prepare_with_record(source, record)
     raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content "
         'differs. Give the study another name, put the old data back, or begin again with restart=True.')
 

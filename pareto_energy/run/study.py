@@ -17,7 +17,7 @@ from ..core import home, output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label,
-    prepared_path, write_prepared)
+    prepared_path, read_prepared, write_prepared)
 from ..models.families import family_space, supports
 from ..models.own_data import find_data
 from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
@@ -50,7 +50,9 @@ class _StudyFiles(StudySettings):
         "Keep the person's own data in the study's folder, before anything is trained."
         folder = output_folder(self.study, root=self.root)
         is_ours = not self.own_data or 'record' not in self.own_data.details # data by name are not kept
-        if not is_ours and not prepared_path(self.own_data.name, folder).exists(): write_prepared(self.own_data, folder)
+        path = prepared_path(self.own_data.name, folder) if not is_ours else None
+        is_kept = is_ours or (path.exists() and read_prepared(path).details['record'] == self.data_record)
+        if not is_kept: write_prepared(self.own_data, folder)
 
     @property
     def measurement(self):
