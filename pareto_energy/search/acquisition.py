@@ -9,8 +9,6 @@ __all__ = ['trajectory_improvement', 'ImprovementPerJoule']
 import math
 import numpy as np
 import torch
-from botorch.acquisition import AcquisitionFunction
-from botorch.utils.transforms import t_batch_mode_transform
 from ..models.space import sobol_points
 from ..front.log import ExpectedReturn, RefPoint
 from .strategies import SearchTask, maximise_acquisition
@@ -48,7 +46,7 @@ def _staircase(cost, utility): # both (samples, points)
     return tuple(values.gather(-1, first).where(rises, 0.)[:, :n_steps] for values in (cost, utility))
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
-class ImprovementPerJoule(AcquisitionFunction):
+class ImprovementPerJoule(torch.nn.Module):
     "Log expected improvement by a trajectory, minus `alpha` times the log of its joules; the best length counts."
     def __init__(self,
         samples:PosteriorSamples,
@@ -56,7 +54,7 @@ class ImprovementPerJoule(AcquisitionFunction):
         ref_point:RefPoint, # utility and joules
         spent:float, # joules so far
     ):
-        torch.nn.Module.__init__(self)
+        super().__init__()
         self.samples = samples
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
@@ -101,8 +99,7 @@ class ImprovementPerJoule(AcquisitionFunction):
         "Scores of runs of each length."
         return self.per_joule(*self.improvement(x))
 
-    @t_batch_mode_transform(expected_q=1)
-    def forward(self, X): return self.scores(X[:, 0]).max(-1).values
+    def forward(self, X): return self.scores(X.reshape(-1, X.shape[-1])).max(-1).values # BoTorch's X: (n, 1, d)
 
     @property
     def hypervolume(self): # of the front, mean over the samples

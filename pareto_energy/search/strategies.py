@@ -12,19 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
-from botorch.acquisition.multi_objective import logei, qLogNoisyExpectedHypervolumeImprovement
-from botorch.acquisition.multi_objective.parego import qLogNParEGO
-from botorch.exceptions.errors import InputDataError, ModelFittingError
-from botorch.fit import fit_gpytorch_mll
-from botorch.models import ModelListGP, SingleTaskGP
-from botorch.models.transforms import Standardize
-from botorch.models.transforms.input import NumericToCategoricalEncoding
-from botorch.optim import optimize_acqf_mixed_alternating
-from botorch.sampling.normal import SobolQMCNormalSampler
-from botorch.utils.multi_objective.hypervolume import infer_reference_point
-from botorch.utils.sampling import manual_seed
-from gpytorch.mlls import SumMarginalLogLikelihood
-from linear_operator.utils.errors import NotPSDError
 from torch.nn.functional import one_hot
 from ..models.space import Categorical, Space, from_unit, sobol_points, to_unit
 from ..front.log import ExpectedReturn, RefPoint
@@ -146,6 +133,7 @@ def one_hot_encoding(
 ): # a module, from (n, d) to (n, more)
     "Choices as one column for each option."
     if not space.choices: return torch.nn.Identity()
+    from botorch.models.transforms.input import NumericToCategoricalEncoding
     encoders = {i: lambda x, n=n: one_hot(x.long(), n) for i, n in space.choices.items()}
     return NumericToCategoricalEncoding(dim=len(space), categorical_features=space.choices, encoders=encoders)
 
@@ -154,11 +142,14 @@ def seeded_fit(
     seed:int,
 ):
     "Seeded, and without the warnings of a fit."
+    from botorch.utils.sampling import manual_seed
     with manual_seed(seed), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
 
 def _gp(space, x, y, noise=None):
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Standardize
     inputs = one_hot_encoding(space) if space.choices else None
     return SingleTaskGP(x, y, noise, input_transform=inputs, outcome_transform=Standardize(1))
 
@@ -167,8 +158,11 @@ def _fit_surrogate(
     x:torch.Tensor, # (n, d) encoded configurations
     y:torch.Tensor, # (n, 2) utility and -log10 J
     noise:torch.Tensor|None, # (n,) variance of log10 J
-) -> ModelListGP:
+): # BoTorch's ModelListGP
     "One Gaussian process for each objective."
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import ModelListGP
+    from gpytorch.mlls import SumMarginalLogLikelihood
     utility = _gp(space, x, y[:, :1])
     energy = _gp(space, x, y=y[:, 1:], noise=None if noise is None else noise[:, None])
     model = ModelListGP(utility, energy)
@@ -177,10 +171,18 @@ def _fit_surrogate(
     return model
 
 # %% ../../nbs/40_search.strategies.ipynb #c14
-logei._load_attempted = True # BoTorch 0.18: no C++ kernel
+def _multi_objective():
+    "BoTorch's acquisition functions for several objectives, in Python alone."
+    from botorch.acquisition import multi_objective
+    multi_objective.logei._load_attempted = True # BoTorch 0.18: no C++ kernel
+    return multi_objective
+
+def _sampler(seed):
+    from botorch.sampling.normal import SobolQMCNormalSampler
+    return SobolQMCNormalSampler(torch.Size([128]), seed=seed)
 
 def _hypervolume_improvement(
-    model:ModelListGP,
+    model, # of both objectives
     x:torch.Tensor, # (n, d) configurations so far
     y:torch.Tensor, # (n, 2) utility and -log10 J
     seed:int,
@@ -188,15 +190,16 @@ def _hypervolume_improvement(
     ref_point:RefPoint|None=None, # utility and joules; None: inferred
 ): # an acquisition function
     "Expected hypervolume improvement, logarithmic and noisy (arXiv 2310.20708)."
+    from botorch.utils.multi_objective.hypervolume import infer_reference_point
     stated = None if ref_point is None else [ref_point.utility, -math.log10(ref_point.joules)]
-    return qLogNoisyExpectedHypervolumeImprovement(
+    return _multi_objective().qLogNoisyExpectedHypervolumeImprovement(
         model, ref_point=stated or infer_reference_point(y), X_baseline=x, X_pending=pending, prune_baseline=True,
-        sampler=SobolQMCNormalSampler(torch.Size([128]), seed=seed))
+        sampler=_sampler(seed))
 
 def _scalarised_improvement(model, x, y, seed, pending=None, ref_point=None):
     "Expected improvement of a random augmented Chebyshev scalarisation (arXiv 2006.05078)."
-    sampler = SobolQMCNormalSampler(torch.Size([128]), seed=seed)
-    return qLogNParEGO(model, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=sampler)
+    qLogNParEGO = _multi_objective().parego.qLogNParEGO
+    return qLogNParEGO(model, X_baseline=x, X_pending=pending, prune_baseline=True, sampler=_sampler(seed))
 
 def maximise_acquisition(
     space:Space,
@@ -205,6 +208,7 @@ def maximise_acquisition(
     **options, # of BoTorch's optimiser
 ) -> torch.Tensor: # (d,) the most promising point
     "Maximise an acquisition function over a mixed space."
+    from botorch.optim import optimize_acqf_mixed_alternating
     upper = torch.tensor(space.upper)
     candidate, _ = optimize_acqf_mixed_alternating(
         acquisition, torch.stack([torch.zeros_like(upper), upper]), discrete_dims=space.levels,
@@ -213,7 +217,11 @@ def maximise_acquisition(
     return candidate[0]
 
 # %% ../../nbs/40_search.strategies.ipynb #c16
-FIT_ERRORS = (InputDataError, ModelFittingError, NotPSDError)
+def fit_errors():
+    "The exceptions by which a fit fails."
+    from botorch.exceptions.errors import InputDataError, ModelFittingError
+    from linear_operator.utils.errors import NotPSDError
+    return InputDataError, ModelFittingError, NotPSDError
 
 def _initial_design(search, trials, seed):
     "Sobol' points; every second one gives way to a run of an earlier study, while there are any."
@@ -243,7 +251,7 @@ def with_fallback(
         if n_finished < 2: return fallback(search, trials, seed=seed, reason='fewer than two finished trials')
         with seeded_fit(seed*100_003 + len(trials)):
             try: return strategy(search, trials, seed)
-            except FIT_ERRORS as e: return fallback(search, trials, seed=seed, reason=type(e).__name__)
+            except fit_errors() as e: return fallback(search, trials, seed=seed, reason=type(e).__name__)
     return suggest
 
 # %% ../../nbs/40_search.strategies.ipynb #c17

@@ -11,14 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 import numpy as np
 import torch
-from botorch.fit import fit_gpytorch_mll
-from botorch.models import SingleTaskGP
-from botorch.models.transforms import Standardize
-from botorch.models.utils.gpytorch_modules import MIN_INFERRED_NOISE_LEVEL, get_covar_module_with_dim_scaled_prior
-from botorch.sampling.pathwise import draw_kernel_feature_paths, draw_matheron_paths
-from gpytorch.constraints import GreaterThan
-from gpytorch.mlls import ExactMarginalLogLikelihood
-from gpytorch.settings import skip_posterior_variances
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import SearchTask, energy_noise, one_hot_encoding, seeded_fit
 
@@ -131,6 +123,7 @@ def _constrain_log(
     minimum, # float or tensor
 ):
     "Bound a parameter, and fit its logarithm."
+    from gpytorch.constraints import GreaterThan
     start = getattr(module, name).detach().clamp_min(1.1*torch.as_tensor(minimum))
     constraint = GreaterThan(minimum, transform=torch.exp, inv_transform=torch.log, initial_value=start)
     module.register_constraint(f'raw_{name}', constraint)
@@ -140,6 +133,7 @@ def _smooth_kernel(
     minimum:float, # lengthscale of the last one
 ):
     "BoTorch's kernel, smooth along the last dimension."
+    from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
     kernel = get_covar_module_with_dim_scaled_prior(ard_num_dims=n)
     _constrain_log(kernel, 'lengthscale', torch.tensor([MIN_LENGTHSCALE]*(n - 1) + [minimum]))
     return kernel
@@ -170,6 +164,9 @@ def _utility_gp(search): return _GPSettings(search.min_epoch_lengthscale, min_sc
 
 def _gp(settings, data):
     "A Gaussian process with BoTorch's initial hyperparameters."
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Standardize
+    from botorch.models.utils.gpytorch_modules import MIN_INFERRED_NOISE_LEVEL
     kernel = _smooth_kernel(data.x.shape[-1], settings.min_lengthscale)
     scale = Standardize(1, min_stdv=settings.min_scale)
     model = SingleTaskGP(data.x, data.y, data.noise, covar_module=kernel, outcome_transform=scale)
@@ -190,6 +187,8 @@ def fit_hyperparameters(
     frozen:tuple, # observations, as from `_freeze`
 ) -> dict: # name -> parameter
     "Fit the hyperparameters of a Gaussian process."
+    from botorch.fit import fit_gpytorch_mll
+    from gpytorch.mlls import ExactMarginalLogLikelihood
     model = _gp(settings, _thaw(frozen))
     likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
     with seeded_fit(0): fit_gpytorch_mll(likelihood, optimizer_kwargs=dict(options=dict(maxiter=100, ftol=1e-6)))
@@ -202,10 +201,13 @@ def _conditioned_gp(settings, fit_data, data):
     return model
 
 # %% ../../nbs/41_search.surrogate.ipynb #h02b
-_sample_prior = partial(draw_kernel_feature_paths, weight_generator=partial(torch.randn, dtype=torch.double))
+def _sample_prior(*args, **kwargs):
+    from botorch.sampling.pathwise import draw_kernel_feature_paths
+    return draw_kernel_feature_paths(*args, weight_generator=partial(torch.randn, dtype=torch.double), **kwargs)
 
 def _sample_paths(model, n):
     "Sample n functions."
+    from botorch.sampling.pathwise import draw_matheron_paths
     with torch.no_grad():
         model = model.eval().requires_grad_(False)
         paths = draw_matheron_paths(model, torch.Size([n]), prior_sampler=_sample_prior)
@@ -228,6 +230,7 @@ class _TransferMean:
         x:torch.Tensor, # (n, d) points
     ) -> tuple: # (n, d + 1) the points with the scaled mean before them, and the (n, 1) mean
         "Inputs of a surrogate of the difference, and what to add to it."
+        from gpytorch.settings import skip_posterior_variances
         with skip_posterior_variances(): mean = self.model.posterior(x).mean
         return torch.cat([(mean - self.low)/self.span.clamp_min(1e-9), x], -1), mean
 

@@ -14,7 +14,7 @@ import torch
 from ..models.space import centre_config, from_unit, sobol_points, to_unit
 from ..front.log import Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
-from .strategies import FINAL_EPOCH_STRATEGIES, FIT_ERRORS, SearchTask, Suggestion
+from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import seeded_fit, sobol_strategy, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space
 from .acquisition import expected_return, is_worthwhile
@@ -174,7 +174,7 @@ def should_continue(
     so_far = replace(running, status='finished', spent=joules[-1])
     with seeded_fit(seed*100_003 + len(trials)*101 + len(running.epochs)):
         try: acquisition = build_acquisition(search, trials, running=(so_far,))
-        except FIT_ERRORS: return True
+        except fit_errors(): return True
         return _rest_is_worthwhile(acquisition, trials, running=so_far, seed=seed)
 
 # %% ../../nbs/43_search.trajectory.ipynb #w01
