@@ -6,7 +6,7 @@
 __all__ = ['Metric', 'RefPoint', 'Trial', 'read_study', 'TrialLog']
 
 # %% ../../nbs/30_front.log.ipynb #imp
-import itertools, json, os, re, shutil, socket, warnings, zlib
+import itertools, json, math, os, re, shutil, socket, warnings, zlib
 from bisect import insort
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -50,22 +50,87 @@ class Metric:
 _SHARES = re.compile(r'accuracy|precision|recall|sensitivity|specificity|auc|iou|dice|jaccard|r²|'
     r'\b(macro-|micro-)?f1\b|\br2\b')
 
+# %% ../../nbs/30_front.log.ipynb #en1
+ENERGY_KINDS = ('training', 'inference', 'lifetime')
+
+@dataclass(frozen=True)
+class EnergyObjective:
+    """The energy that a study weighs against utility.
+
+    Raises: ValueError for an unknown kind, or a number of predictions that does not fit it."""
+    kind: str = 'training' # training, inference or lifetime
+    predictions: float|None = None # in a life, where that is the kind
+
+    def __post_init__(self):
+        lookup(self.kind, ENERGY_KINDS, 'energy')
+        n = self.predictions
+        if self.kind != 'lifetime':
+            if n is not None: object.__setattr__(self, 'predictions', None) # they change nothing there
+            return
+        if n is None:
+            raise ValueError('energy: lifetime needs the number of predictions in a life, as in predictions: 1000000.')
+        if not (isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < math.inf):
+            raise ValueError(f'predictions must be a finite number from 0, not {n!r}.')
+
+    @property
+    def weights(self): # of the joules of training, and of those of 1,000 predictions
+        if self.kind == 'lifetime': return 1., self.predictions/1000
+        return (1., 0.) if self.kind == 'training' else (0., 1.)
+
+    @property
+    def uses_inference(self): return self.weights[1] > 0
+
+    def joules(self,
+        training, # joules: a number or an array
+        inference=None, # joules of 1,000 predictions, the same; None where they do not count
+    ):
+        "The joules that count."
+        a, b = self.weights
+        return a*training + b*inference if b else a*training
+
+    def se(self, training, inference=None): # standard errors, as in `joules`
+        "The standard error of the joules that count."
+        a, b = self.weights
+        return np.hypot(a*training if a else 0., b*inference) if b else a*training
+
+    @property
+    def unit(self): return {'training': 'J', 'inference': 'J per 1,000 predictions'}.get(self.kind, self._life)
+
+    @property
+    def _life(self): return f'J over {_count(self.predictions)} predictions' if self.kind == 'lifetime' else ''
+
+    def record(self): # in JSON
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+def _count(n): # 10⁶, 5,000 or 3.2·10⁵
+    if n < 10_000: return f'{n:,g}'
+    exponent = math.floor(math.log10(n))
+    power = '10' + str(exponent).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))
+    mantissa = float(f'{n/10**exponent:.3g}')
+    return power if mantissa == 1 else f'{mantissa:g}·{power}'
+
+TRAINING = EnergyObjective()
+
+# %% ../../nbs/30_front.log.ipynb #en4
 @dataclass(frozen=True)
 class RefPoint:
     "What a model must beat to count."
     utility: float
-    joules: float
+    joules: float # of the energy that counts
     metric: Metric = Metric()
+    energy: EnergyObjective = TRAINING
 
     @classmethod
     def from_record(cls, record:dict):
         "A reference point as it stands in a study's folder."
         metric = record.get('metric', 'utility')
-        return cls(**(record | dict(metric=Metric(metric) if isinstance(metric, str) else Metric(**metric))))
+        metric = Metric(metric) if isinstance(metric, str) else Metric(**metric)
+        return cls(**(record | dict(metric=metric, energy=EnergyObjective(**record.get('energy', {})))))
 
     def record(self) -> dict:
         "What is written into a study's folder."
-        return dict(utility=self.utility, joules=self.joules, metric=self.metric.record())
+        energy = {} if self.energy == TRAINING else dict(energy=self.energy.record())
+        return dict(utility=self.utility, joules=self.joules, metric=self.metric.record(), **energy)
 
 # %% ../../nbs/30_front.log.ipynb #p02
 @dataclass(frozen=True)

@@ -10,28 +10,55 @@ import math
 import moocore
 import numpy as np
 import pandas as pd
-from .log import KEY, RefPoint
+from .log import KEY, TRAINING, EnergyObjective, RefPoint, Trial
 
 # %% ../../nbs/31_front.pareto.ipynb #c06
 def trajectory_points(
     trials, # of a study
-) -> pd.DataFrame: # a row for each epoch: the trial's key, epoch, utility, joules, se
-    "All points of all trajectories."
-    rows = [row for t in trials if t.status == 'finished' for row in _points_of(t)]
+    energy:EnergyObjective=TRAINING, # the energy that counts
+) -> pd.DataFrame: # a row for each model: the trial's key, epoch, (deployment,) utility, joules, se
+    "All points of all trajectories; where inference counts, of each deployment."
+    rows = [dict(zip(KEY, t.key)) | row for t in trials if t.status == 'finished' for row in _points_of(t, energy)]
     types = dict(utility=float, joules=float, se=float)
-    return pd.DataFrame(rows, columns=[*KEY, 'epoch', *types]).astype(types)
+    columns = ['epoch', *(['deployment'] if energy.uses_inference else []), *types]
+    return pd.DataFrame(rows, columns=[*KEY, *columns]).astype(types)
 
-def _points_of(trial):
-    key = dict(zip(KEY, trial.key))
-    epochs = zip(trial.epochs, trial.run['utility'], trial.run['joules'], trial.run['se'])
-    return [key | dict(epoch=e, utility=u, joules=j, se=s) for e, u, j, s in epochs]
+def _points_of(trial, energy):
+    run = trial.run
+    training = {e: (u, j, s) for e, u, j, s in zip(trial.epochs, run['utility'], run['joules'], run['se'])}
+    if not energy.uses_inference: return [dict(epoch=e, utility=u, joules=j, se=s) for e, (u, j, s) in training.items()]
+    rows = []
+    for d in inference_readings(trial):
+        for epoch, utility, joules, se in zip(d['epochs'], d['utility'], d['joules'], d['se']):
+            _, trained, trained_se = training[epoch]
+            rows.append(dict(epoch=epoch, deployment=d['deployment'], utility=utility,
+                joules=energy.joules(trained, joules), se=energy.se(_or_nan(trained_se), _or_nan(se))))
+    return rows
+
+def _or_nan(se): return math.nan if se is None else se # of a run that was read once
+
+# %% ../../nbs/31_front.pareto.ipynb #en1
+DEFAULT_DEPLOYMENT = 'float32' # that of the one reading of inference that a run has
+
+def inference_readings(
+    trial:Trial, # finished
+) -> list: # for each deployment a dict: deployment, epochs, utility, joules (of 1,000 predictions) and se, each a list
+    "What the predictions of a trial's model take."
+    read = [d for d in trial.run.get('deployments', []) if 'skipped' not in d]
+    if read: return read
+    reading, n = trial.run.get('inference'), len(trial.epochs)
+    if not reading: return []
+    return [dict(deployment=DEFAULT_DEPLOYMENT, epochs=trial.epochs, utility=trial.run['utility'],
+        joules=[reading['joules']]*n, se=[reading['se']]*n)]
 
 # %% ../../nbs/31_front.pareto.ipynb #c08
+LEAST_JOULES = 1e-6 # less counts as much: below what any meter reads, and above the zero of a model that is not trained
+
 def objectives(
     table:pd.DataFrame, # with columns utility and joules
 ) -> np.ndarray: # (n, 2) utility and log10 J
     "The two objectives."
-    return np.column_stack([table.utility, np.log10(table.joules)]).astype(float)
+    return np.column_stack([table.utility, np.log10(table.joules.clip(lower=LEAST_JOULES))]).astype(float)
 
 # %% ../../nbs/31_front.pareto.ipynb #c08a
 def pareto_front(
@@ -88,8 +115,10 @@ def select_for_retraining(
 ) -> list: # (trial, epoch)
     "Points that stand for the front."
     by_key = {t.key: t for t in trials}
-    selected = select_representatives(pareto_front(trajectory_points(trials)), n, ref_point)
-    return [(by_key[tuple(row[:len(KEY)])], row.epoch) for row in selected.itertuples(index=False)]
+    points = trajectory_points(trials, ref_point.energy)
+    selected = select_representatives(pareto_front(points), n, ref_point)
+    models = dict.fromkeys((*row[:len(KEY)], row.epoch) for row in selected.itertuples(index=False)) # in any deployment
+    return [(by_key[model[:-1]], model[-1]) for model in models]
 
 # %% ../../nbs/31_front.pareto.ipynb #c18
 def hypervolume_history(
@@ -100,7 +129,9 @@ def hypervolume_history(
     covered, best = [], np.empty((0, 2))
     for t in trials:
         if t.status == 'finished':
-            best = np.vstack([best, np.column_stack([t.run['utility'], np.log10(t.run['joules'])])])
+            rows = _points_of(t, ref_point.energy)
+            joules = np.maximum([r['joules'] for r in rows], LEAST_JOULES)
+            best = np.vstack([best, np.column_stack([[r['utility'] for r in rows], np.log10(joules)])])
             best = best[moocore.is_nondominated(best, maximise=[True, False])]
         covered.append(_covered(best, ref_point))
     spent = np.cumsum([t.cost for t in trials])
