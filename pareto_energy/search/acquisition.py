@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ..models.space import sobol_points
 from ..front.log import ExpectedReturn, RefPoint
+from ..front.pareto import trajectory_points
 from .strategies import SearchTask, maximise_acquisition
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -34,6 +35,17 @@ def trajectory_improvement(
     to_reference = torch.linalg.vecdot(height, width)
     to_next = to_reference[..., :-1] - torch.linalg.vecdot(height[..., :-1, :], width[..., 1:, :])
     return torch.cat([torch.zeros_like(cost[..., :1]), to_next.cumsum(-1)], -1) + to_reference
+
+# %% ../../nbs/42_search.acquisition.ipynb #un1
+def _union_improvement(models, front_cost, front_utility): # (samples, n, epochs)
+    "Hypervolume that each beginning of a run adds with all its deployments."
+    if len(models) == 1: return trajectory_improvement(*models[0], front_cost, front_utility)
+    n_epochs, gains = models[0][0].shape[-1], []
+    for n in range(1, n_epochs + 1):
+        cost, utility = (torch.cat([part[..., :n] for part in parts], -1) for parts in zip(*models))
+        cost, order = cost.sort(-1)
+        gains.append(trajectory_improvement(cost, utility.gather(-1, order), front_cost, front_utility)[..., -1])
+    return torch.stack(gains, -1)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21a
 def _staircase(cost, utility): # both (samples, points)
@@ -67,19 +79,17 @@ class ImprovementPerJoule(torch.nn.Module):
         x = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
         lengths = torch.tensor([_trained_epochs(t, search) for t in trials])
         trained = torch.tensor(self.samples.grid) <= lengths[:, None]
-        cost = self.samples.cost(x)[:, trained] - self.ref_cost
-        utility = self.samples.utility(x)[:, trained] - self.ref_utility
-        return _staircase(cost, utility)
+        models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(x)]
+        energy, utility = (torch.cat(parts, -1) for parts in zip(*models))
+        return _staircase(energy - self.ref_cost, utility - self.ref_utility)
 
     def improvement(self,
         x:torch.Tensor, # (n, d) encoded configurations
     ) -> tuple: # (n, epochs of the grid) hypervolume, and joules
         "What runs of each length are expected to add, and to cost."
-        cost = self.samples.cost(x)
-        gain = trajectory_improvement(
-            cost=cost - self.ref_cost, utility=self.samples.utility(x) - self.ref_utility,
-            front_cost=self.front_cost, front_utility=self.front_utility)
-        return gain.mean(0), (10**cost).mean(0)
+        models = [(energy - self.ref_cost, utility - self.ref_utility) for energy, utility in self.samples.models(x)]
+        gain = _union_improvement(models, self.front_cost, self.front_utility)
+        return gain.mean(0), (10**self.samples.cost(x)).mean(0)
 
     def remaining_gain_and_cost(self,
         point:torch.Tensor, # (d,) encoded configuration
@@ -124,15 +134,15 @@ def build_acquisition(
     samples = sample_posterior(search, done, failed, running=running, fitted=fit_trials, n=n)
     ref_point = search.ref_point or _infer_ref_point(search, samples, done)
     spent = sum(t.spent for t in [*trials, *running])
-    known = [*limit_trials(done), *running, *pending]
+    known = [*limit_trials(done, energy=search.energy), *running, *pending]
     return ImprovementPerJoule(samples, trials=known, ref_point=ref_point, spent=spent)
 
 def _by_status(trials, *statuses): return tuple([t for t in trials if t.status == s] for s in statuses)
 
 def _infer_ref_point(search, samples, done):
     points = torch.tensor(np.array([search.space.encode(c) for c in sobol_points(search.space, 256)]))
-    with torch.no_grad(): predicted = samples.cost(points).mean(0).max().item()
-    measured = max(math.log10(t.run['joules'][-1]) for t in done)
+    with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy, _ in samples.models(points))
+    measured = math.log10(trajectory_points(done, search.energy).joules.max())
     worst = min(min(t.run['utility']) for t in done)
     return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
 

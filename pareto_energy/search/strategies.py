@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 from ..models.space import Categorical, Space, from_unit, sobol_points, to_unit
-from ..front.log import ExpectedReturn, RefPoint
+from ..front.log import TRAINING, EnergyObjective, ExpectedReturn, RefPoint
+from ..front.pareto import final_model
 
 # %% ../../nbs/40_search.strategies.ipynb #c06
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class SearchTask:
     n_initial: int = 5 # trials of the initial design
     epochs: int = 1 # of the longest run
     ref_point: RefPoint|None = None # utility and joules that a model must beat to count; None: inferred from the trials
+    energy: EnergyObjective = TRAINING # the energy that counts
     alpha: float = .15 # weight of the joules of a run against its improvement
     min_epoch_lengthscale: float = .6 # of the utility along log epochs, where the longest run is 1
     min_gain_per_cost: float = .02 # least share of the hypervolume per share of the joules so far
@@ -90,7 +92,8 @@ def _nsga2_strategy(search, trials, seed):
     done = [t for t in trials if t.status == 'finished']
     problem = Problem(n_var=len(search.space), n_obj=2, xl=0., xu=1.)
     x = np.array([to_unit(search.space, t.configuration) for t in done])
-    objectives = np.array([[-t.run['utility'][-1], math.log10(t.run['joules'][-1])] for t in done])
+    final = [final_model(t, search.energy) for t in done]
+    objectives = np.array([[-m['utility'], math.log10(m['joules'])] for m in final])
     rng = np.random.default_rng([seed, len(trials)])
     n_parents = min(_N_PARENTS, len(done))
     population = Population.new(X=x, F=objectives)
@@ -103,27 +106,30 @@ def _nsga2_strategy(search, trials, seed):
 # %% ../../nbs/40_search.strategies.ipynb #c08
 def energy_noise(
     trials:list, # finished ones
+    energy:EnergyObjective=TRAINING, # the energy that counts
 ) -> np.ndarray|None: # (n,) variance of log10 J; None where nothing was read twice
     "Noise of the energy, pooled over trials."
-    se = np.array([t.run['se'][-1] for t in trials], float)
+    final = [final_model(t, energy) for t in trials]
+    se = np.array([m['se'] for m in final], float)
     n = np.where(np.isfinite(se), [t.run['repeats'] for t in trials], 1)
-    relative = np.nan_to_num(se)/[t.run['joules'][-1] for t in trials]
+    relative = np.nan_to_num(se)/[m['joules'] for m in final]
     if (n < 2).all(): return None
     pooled = ((n - 1)*n*relative**2).sum()/(n - 1).sum()
     return np.maximum(pooled/n/math.log(10)**2, 1e-6)
 
 # %% ../../nbs/40_search.strategies.ipynb #c09
 def _training_data(
-    space:Space,
-    trials:list, # of one search, at least one of them finished
+    search:SearchTask,
+    trials:list, # of this search, at least one of them finished
 ) -> tuple: # (n, d) points, (n, 2) utility and -log10 J, (n,) variances of log10 J or None
     "What the surrogate is fitted to."
     done = [t for t in trials if t.status == 'finished']
     failed = [t for t in trials if t.status == 'failed']
-    x = np.array([space.encode(t.configuration) for t in [*done, *failed]])
-    y = np.array([[t.run['utility'][-1], -math.log10(t.run['joules'][-1])] for t in done])
+    x = np.array([search.space.encode(t.configuration) for t in [*done, *failed]])
+    final = [final_model(t, search.energy) for t in done]
+    y = np.array([[m['utility'], -math.log10(m['joules'])] for m in final])
     y = np.vstack([y, *[y.min(axis=0)]*len(failed)])
-    noise = energy_noise(done)
+    noise = energy_noise(done, search.energy)
     if noise is not None: noise = np.append(noise, [noise.max()]*len(failed))
     return tuple(None if a is None else torch.tensor(a, dtype=torch.double) for a in (x, y, noise))
 
@@ -259,7 +265,7 @@ def _bayesian_strategy(name, improvement):
     "The name of the strategy, and a function that makes its acquisition."
     def strategy(search, trials, seed):
         space = search.space
-        x, y, noise = _training_data(space, trials)
+        x, y, noise = _training_data(search, trials)
         started = [space.encode(t.configuration) for t in trials if t.status == 'started']
         pending = torch.tensor(np.array(started)) if started else None
         model = _fit_surrogate(space, x=x, y=y, noise=noise)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from ..models.space import centre_config, from_unit, sobol_points, to_unit
-from ..front.log import Trial
+from ..front.log import TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import seeded_fit, sobol_strategy, with_fallback, with_initial_design
@@ -45,26 +45,29 @@ def _candidate_configs(
     space, # a Space
     trials:list, # finished ones, the last one last
     seed:int,
+    energy:EnergyObjective=TRAINING, # the energy that counts
     n:int=32, # of either kind
 ) -> list: # configurations
     "Points spread over the space, and around the last trial and the front."
     rng = np.random.default_rng(seed)
-    on_front = set(pareto_front(trajectory_points(trials)).number)
+    on_front = set(pareto_front(trajectory_points(trials, energy)).number)
     centres = [to_unit(space, t.configuration) for t in (trials[-1], *(t for t in trials if t.number in on_front))]
     steps = [_NEIGHBOUR_SD*rng.normal(size=len(space)) for _ in range(n)]
     neighbours = [np.clip(centres[i % len(centres)] + step, 0., 1 - 1e-9) for i, step in enumerate(steps)]
     return sobol_points(space, n, seed) + [from_unit(space, point) for point in neighbours]
 
 def _candidate_points(
-    space, # a Space
+    search:SearchTask,
     trials:list, # the last one last
     seed:int,
 ) -> torch.Tensor: # (n, d) encoded configurations
     "All configurations of a small space, candidates of a large one."
+    space = search.space
     points = enumerate_space(space)
     if points is not None: return points
     finished = [t for t in trials if t.status == 'finished']
-    return torch.tensor(np.array([space.encode(c) for c in _candidate_configs(space, finished, seed)]))
+    configurations = _candidate_configs(space, finished, seed=seed, energy=search.energy)
+    return torch.tensor(np.array([space.encode(c) for c in configurations]))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a02
 CHEAP_SOURCE = 'trajectory: cheap suggestion'
@@ -80,7 +83,7 @@ def _suggest_full(search, trials):
 def _suggest_cheap(search, trials, seed):
     "The best run of some candidates, without a fit."
     acquisition = build_acquisition(search, trials, fitted=_trials_at_last_fit(trials), n=_N_CHEAP_SAMPLES)
-    x = _candidate_points(search.space, trials, seed)
+    x = _candidate_points(search, trials, seed)
     with torch.no_grad(): scores = acquisition.scores(x)
     best, length = divmod(int(scores.argmax()), scores.shape[1])
     return Suggestion(search.space.decode(x[best].numpy()), CHEAP_SOURCE, epochs=acquisition.samples.grid[length])
@@ -152,7 +155,7 @@ def _rest_is_worthwhile(acquisition, trials, running, seed):
     rest = acquisition.remaining_gain_and_cost(point, running.epochs[-1])
     expected = expected_return(acquisition, *rest)
     if not is_worthwhile(expected, search.min_gain_per_cost*_STOP_WORTH_FACTOR): return False
-    with torch.no_grad(): rival = acquisition.scores(_candidate_points(search.space, [*trials, running], seed)).max()
+    with torch.no_grad(): rival = acquisition.scores(_candidate_points(search, [*trials, running], seed)).max()
     return bool(acquisition.per_joule(*rest).max() >= rival + math.log(_STOP_RIVAL_RATIO))
 
 def _passes_grid(search, epochs): # of a run so far
