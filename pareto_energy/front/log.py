@@ -94,10 +94,12 @@ class EnergyObjective:
         return np.hypot(a*training if a else 0., b*inference) if b else a*training
 
     @property
-    def unit(self): return {'training': 'J', 'inference': 'J per 1,000 predictions'}.get(self.kind, self._life)
+    def name(self): return f'{self.kind} energy'
 
     @property
-    def _life(self): return f'J over {_count(self.predictions)} predictions' if self.kind == 'lifetime' else ''
+    def unit(self):
+        if self.kind == 'lifetime': return f'J over {_count(self.predictions)} predictions'
+        return 'J' if self.kind == 'training' else 'J per 1,000 predictions'
 
     def record(self): # in JSON
         return {name: value for name, value in asdict(self).items() if value is not None}

@@ -53,7 +53,7 @@ def inference_readings(
     reading, n = trial.run.get('inference'), len(trial.epochs)
     if not reading: return []
     return [dict(deployment=DEFAULT_DEPLOYMENT, epochs=trial.epochs, utility=trial.run['utility'],
-        joules=[reading['joules']]*n, se=[reading['se']]*n)]
+        joules=[reading['joules']]*n, se=[reading.get('se')]*n)]
 
 # %% ../../nbs/31_front.pareto.ipynb #en5
 def final_model(

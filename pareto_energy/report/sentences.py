@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['drift_sentence', 'idle_sentence', 'energy_time_sentence', 'marginal_cost_sentence', 'conclusion_sentence',
-           'savings_sentence', 'contribution_sentence', 'lifetime_sentence', 'break_even_sentence',
-           'expected_return_sentence', 'payback_sentence']
+           'savings_sentence', 'recommendation_sentence', 'contribution_sentence', 'lifetime_sentence',
+           'break_even_sentence', 'expected_return_sentence', 'payback_sentence']
 
 # %% ../../nbs/61_report.sentences.ipynb #imp
 import math
 import numpy as np
 import pandas as pd
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
+from ..front.log import TRAINING, EnergyObjective
 from .tables import (
     allowed_losses, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
-    has_clear_price, knee, metric_scale, on_front, savings, savings_within)
+    has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front, savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
 def drift_sentence(
@@ -71,7 +72,7 @@ def energy_time_sentence(
 def _price_clause(row, scale):
     interval = f'{format_rounded(row.price_low)} to {format_rounded(row.price_high)}'
     each = 'a point' if scale.unit == '%' else f"for {scale.unit or '1'} of {scale.name}"
-    return f"{format_rounded(row.price)} J ({interval}) {each} up to {scale.value(row.test, math.nan)}"
+    return f"{format_rounded(row.price)} {scale.energy.unit} ({interval}) {each} up to {scale.value(row.test, math.nan)}"
 
 def marginal_cost_sentence(
     name:str, # of the dataset
@@ -97,8 +98,8 @@ def _saved_share(row):
 
 def _saving_clause(row, scale):
     "What a cheaper point saves, hedged where an interval holds zero, or there is none."
-    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {_saved_share(row)} of its training energy"
-    model = f'{row.family}, {format_rounded(row.joules)} J'
+    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {_saved_share(row)} of its {scale.energy.name}"
+    model = f'{row.family}, {format_rounded(row.joules)} {scale.energy.unit}'
     if row.given_up > row.given_up_ci:
         return f'giving up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses} ({model}) {saves}'
     difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
@@ -119,8 +120,9 @@ def conclusion_sentence(
 ) -> str:
     "What the front says: its best point, the next cheaper one and the knee."
     s, best, bend, scale = savings(table), on_front(table).iloc[-1], knee(table), metric_scale(table)
-    first = (f'On {name} the best model found is of family {best.family}, with {scale.name} '
-        f'{scale.value(best.test, best.test_ci)} at {format_rounded(best.joules)} J')
+    family = model_names(on_front(table)).iloc[-1]
+    first = (f'On {name} the best model found is of family {family}, with {scale.name} '
+        f'{scale.value(best.test, best.test_ci)} at {format_rounded(best.joules)} {scale.energy.unit}')
     if s.empty: return f'{first}; no cheaper point stands on the front.'
     clauses = [first, _saving_clause(s.iloc[-1], scale)]
     if bend is not None and bend.name in s.index[:-1]:
@@ -140,18 +142,45 @@ def savings_sentence(
         allowed = f'{allowed_losses(table)[-1]:g} {scale.losses}'
         return f'On {name} no cheaper point of the front is within {allowed} of the best.'
     clause = lambda r: (f'the cheapest within {r.allowed:g} {scale.losses} of it is the {r.family} at '
-        f'{format_rounded(r.joules)} J, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
+        f'{format_rounded(r.joules)} {scale.energy.unit}, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
         f'and saves {_saved_share(r)}')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
+
+# %% ../../nbs/61_report.sentences.ipynb #rs1
+def recommendation_sentence(
+    name:str, # of the dataset
+    table:pd.DataFrame, # from `front_table`, of that dataset
+    rule:Rule=Rule(), # by which a model is chosen
+) -> str:
+    """Which model to take, why, and for which lives.
+
+    Raises: ValueError where no model fits the rule."""
+    row, scale = rule.choose(table), metric_scale(table)
+    family = model_names(row.to_frame().T).iloc[0]
+    text = (f'On {name} take the {family} with {scale.name} {scale.value(row.test, row.test_ci)} at '
+        f'{format_rounded(row.joules)} {scale.energy.unit}, {rule.reason(scale, knee(table) is not None)}.')
+    return ' '.join(filter(None, (text, _other_lives(table, rule, scale))))
+
+def _other_lives(table, rule, scale):
+    "From how many predictions on another model is chosen."
+    if rule.energy_at_most is not None or table.inference.isna().any(): return ''
+    changes = choices_by_life(table, rule)
+    if len(changes) < 2: return 'It is so for lives of any length.' if len(changes) else ''
+    clauses = [f'from {format_rounded(r.start)} predictions on the {r.model} (trained with {format_rounded(r.joules)} J)'
+        for r in changes[1:].itertuples()]
+    first = changes.iloc[0]
+    return (f'Over a life, the choice is the {first.model} (trained with {format_rounded(first.joules)} J) at first, '
+        f"{', '.join(clauses)}.")
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
 def contribution_sentence(
     name:str, # of the dataset
     contributions:pd.DataFrame, # from `family_contributions`, of that dataset
+    energy:EnergyObjective=TRAINING, # of the front
 ) -> str:
     "Which family to take at which energy, and what the front would be without it."
-    clause = lambda r: (f'the {r.family} from {format_rounded(r.cheapest)} to {format_rounded(r.dearest)} J, without '
-        f'which {100*r.lost:.1f} % of the hypervolume would be lost')
+    clause = lambda r: (f'the {r.family} from {format_rounded(r.cheapest)} to {format_rounded(r.dearest)} {energy.unit}, '
+        f'without which {100*r.lost:.1f} % of the hypervolume would be lost')
     return f'On {name} the front belongs to ' + '; '.join(map(clause, contributions.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #l03s
@@ -253,24 +282,30 @@ def cheaper_again_sentence(
 REMARKS = (early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence) # on the trials; empty where not due
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
+def _payback(times, energy):
+    "How often a saving has to be made."
+    if energy.kind == 'inference': return f'{format_rounded(1000*times)} predictions'
+    return f"{format_rounded(times)} {'trainings' if energy == TRAINING else 'such lives'}"
+
 def payback_sentence(
     name:str, # of the dataset
     trials:list, # of the study
     table:pd.DataFrame, # from `front_table`, of that dataset
 ) -> str:
     "After how many trainings or predictions the search has paid for itself."
-    spent = energy_breakdown([t for t in trials if t.dataset == name]).joules.sum()
+    spent, scale = energy_breakdown([t for t in trials if t.dataset == name]).joules.sum(), metric_scale(table)
     largest_loss = allowed_losses(table)[-1]
     within = savings_within(table, (largest_loss,))
     if within.empty:
         return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} '
-            f'{metric_scale(table).losses} of its best model: using that model never recovers the energy of the '
+            f'{scale.losses} of its best model: using that model never recovers the energy of the '
             'search.')
     front = on_front(table)
-    best, cheap = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0]
-    text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} J '
-        f'instead of the best model ({best.family}, {format_rounded(best.joules)} J) recovers this energy after '
-        f'{format_rounded(spent/(best.joules - cheap.joules))} trainings')
+    best, cheap, unit = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0], scale.energy.unit
+    text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} {unit} '
+        f'instead of the best model ({best.family}, {format_rounded(best.joules)} {unit}) recovers this energy after '
+        f'{_payback(spent/(best.joules - cheap.joules), scale.energy)}')
+    if scale.energy != TRAINING: return text + '.'
     saved = best.inference - cheap.inference
     if saved > math.hypot(best.inference_ci, cheap.inference_ci):
         text += f', or {format_rounded(1000*spent/saved)} predictions'

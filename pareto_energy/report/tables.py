@@ -9,15 +9,16 @@ __all__ = ['retrained_points', 'marginal_costs', 'front_table', 'format_front', 
 # %% ../../nbs/60_report.tables.ipynb #imp
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from scipy import stats
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
-from ..front.log import KEY, RefPoint
-from ..front.pareto import pareto_front, hypervolume, beats_reference, trajectory_points
+from ..front.log import KEY, TRAINING, EnergyObjective, RefPoint
+from ..front.pareto import (
+    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, model_points, pareto_front, trajectory_points)
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
 def _scale_values(values, factor): return [None if v is None else factor*v for v in values]
@@ -63,6 +64,7 @@ class MetricScale:
     name: str
     unit: str # '%' for a share of 1
     sign: int # of the value in the utility
+    energy: EnergyObjective = TRAINING # that it is weighed against
 
     @property
     def factor(self): return 100 if self.unit == '%' else 1 # of differences
@@ -76,7 +78,10 @@ class MetricScale:
 
     @property
     def cost_title(self): # of the column of marginal costs
-        return 'a point more costs (J)' if self.unit == '%' else f"costs (J per {self.unit or f'unit of {self.name}'})"
+        joules = self.energy.unit
+        if self.unit == '%': return f'a point more costs ({joules})'
+        return f"costs ({joules}, per {self.unit or f'unit of {self.name}'})" if joules != 'J' else (
+            f"costs (J per {self.unit or f'unit of {self.name}'})")
 
     def number(self, utility:float, ci:float) -> str:
         "A value with its interval."
@@ -99,7 +104,35 @@ def metric_scale(
 ) -> MetricScale:
     "The scale of a table's metric."
     first = table.iloc[0]
-    return MetricScale(first.get('metric', 'utility'), unit=first.get('unit', '%'), sign=int(first.get('sign', 1)))
+    energy = EnergyObjective(first.get('energy', 'training'), first.get('predictions'))
+    sign = int(first.get('sign', 1))
+    return MetricScale(first.get('metric', 'utility'), unit=first.get('unit', '%'), sign=sign, energy=energy)
+
+# %% ../../nbs/60_report.tables.ipynb #se1
+def study_energy(
+    ref_points:dict, # dataset -> `RefPoint`
+) -> EnergyObjective:
+    "The energy that a study weighs against utility."
+    return next((r.energy for r in ref_points.values()), TRAINING)
+
+_ABOVE_DEAREST = 1.1
+
+def in_energy(
+    ref_points:dict, # dataset -> `RefPoint`, of a study
+    trials:list, # of that study
+    energy:EnergyObjective, # to read it in
+) -> dict: # the same for that energy
+    """The reference points of a study that is read in another energy.
+
+    Raises: ValueError where inference counts and no trial has a reading of it."""
+    if study_energy(ref_points) == energy: return ref_points
+    points = trajectory_points(trials, energy)
+    if points.empty: raise ValueError(_NO_INFERENCE.format(energy.name))
+    dearest = points.groupby('dataset').joules.max()
+    return {name: replace(r, joules=_ABOVE_DEAREST*dearest[name], energy=energy) for name, r in ref_points.items()}
+
+_NO_INFERENCE = ('No model of this study has a reading of inference, so its {} is not known: run it under another name, '
+    'with models that say how they predict.')
 
 # %% ../../nbs/60_report.tables.ipynb #c10s
 def varied_parameters(
@@ -133,34 +166,50 @@ def no_front_message(trials:list) -> str:
         f'{len(trials)} trials failed{why}. Change ranges, train longer, or raise ref_joules.')
 
 # %% ../../nbs/60_report.tables.ipynb #c11
-def _summarise_retraining(trial, epoch, searched):
+def _deployed(run, deployment):
+    "One fresh training in one deployment; a dict without `test` where it failed."
+    read = {d['deployment']: d for d in run.get('deployments', []) if 'skipped' not in d}
+    if deployment not in read: return run
+    d = read[deployment]
+    test = dict(test=d['test']) if 'test' in d else {}
+    return {k: v for k, v in run.items() if k != 'test'} | dict(inference=d['joules'][-1], utility=d['utility'][-1]) | test
+
+def _summarise_retraining(trial, model, searched, energy):
     "One row of `retrained_points`; None where every fresh seed failed."
-    runs = [r for r in trial.retrained if r['epoch'] == epoch]
+    epoch = model['epoch']
+    runs = [_deployed(r, model.get('deployment')) for r in trial.retrained if r['epoch'] == epoch]
     good = pd.DataFrame([dict(inference=math.nan, reached=epoch) | r for r in runs if 'test' in r])
-    if good.empty: return None
+    if good.empty or (energy.uses_inference and good.inference.isna().any()): return None
     inference_ci = math.nan if good.inference.isna().any() else ci_half_width_of(good.inference)
-    point = trial.epochs.index(epoch)
+    joules = energy.joules(good.joules, good.inference)
+    kind = {}
+    if energy != TRAINING:
+        kind = dict(deployment=model.get('deployment', DEFAULT_DEPLOYMENT), training=good.joules.mean(),
+            training_ci=ci_half_width_of(good.joules))
     return dict(dataset=trial.dataset, family=trial.family, trial=trial.name, epochs=epoch,
         configuration=json.dumps(trial.configuration), searched=searched, parameters=trial.run['parameters'],
-        first_utility=trial.run['utility'][point], first_joules=trial.run['joules'][point],
+        first_utility=model['utility'], first_joules=model['joules'],
         utility=good.utility.mean(), test=good.test.mean(), test_ci=ci_half_width_of(good.test),
-        joules=good.joules.mean(), joules_ci=ci_half_width_of(good.joules),
+        joules=joules.mean(), joules_ci=ci_half_width_of(joules),
         inference=good.inference.mean(), inference_ci=inference_ci, seeds=len(good), failed=len(runs) - len(good),
-        shorter=int((good.reached < epoch).sum()))
+        shorter=int((good.reached < epoch).sum())) | kind
 
 def retrained_points(
     trials:list, # of a study
+    energy:EnergyObjective=TRAINING, # the energy that counts
 ) -> pd.DataFrame: # a row for each retrained point: means and 95 % half-widths (`_ci`) of utility, joules, inference
     """Summarise the points of the fronts that were trained again with fresh seeds.
 
-    Raises: ValueError where no point was retrained."""
+    Raises: ValueError where no point was retrained, or where inference counts and was not read."""
     varied, rows = varied_parameters(trials), []
     for t in trials:
         searched = describe_configuration(t.configuration, varied[t.dataset, t.family])
-        epochs = sorted({r['epoch'] for r in t.retrained})
-        rows += [_summarise_retraining(t, epoch, searched) for epoch in epochs]
+        epochs = {r['epoch'] for r in t.retrained}
+        models = [m for m in model_points(t, energy) if m['epoch'] in epochs] if epochs else []
+        rows += [_summarise_retraining(t, model, searched, energy=energy) for model in models]
     rows = [row for row in rows if row is not None]
-    if not rows: raise ValueError(no_front_message(trials))
+    is_unread = energy.uses_inference and any('test' in r for t in trials for r in t.retrained)
+    if not rows: raise ValueError(_NO_INFERENCE.format(energy.name) if is_unread else no_front_message(trials))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/60_report.tables.ipynb #c13h
@@ -200,6 +249,8 @@ def on_front(
     return table[table.on_front].sort_values('joules')
 
 # %% ../../nbs/60_report.tables.ipynb #c13b
+def _energy_columns(energy): return dict(energy=energy.kind, predictions=energy.predictions)
+
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
     ref_points:dict, # dataset -> `RefPoint`
@@ -210,6 +261,7 @@ def front_table(
         best = pareto_front(t)
         metric = ref_points[name].metric
         shown = dict(metric=metric.name, unit=metric.unit_of(metric.sign*t.test), sign=metric.sign)
+        if ref_points[name].energy != TRAINING: shown |= _energy_columns(ref_points[name].energy)
         t = t.assign(**shown, on_front=t.index.isin(best.index))
         tables.append(t.join(marginal_costs(t.loc[best.index])).sort_values('joules'))
     return pd.concat(tables, ignore_index=True)
@@ -232,9 +284,10 @@ def format_front(
     "Format the front as it is printed."
     t, scale = on_front(table), metric_scale(table)
     costs = [_price_text(r, clear) for r, clear in zip(t.itertuples(), has_clear_gain(t))]
-    return pd.DataFrame({'model': t.family,
+    deployment = {'deployment': t.deployment} if 'deployment' in t else {}
+    return pd.DataFrame({'model': t.family} | deployment | {
         scale.title: [scale.number(*r) for r in zip(t.test, t.test_ci)],
-        'energy (J)': [format_interval(*r) for r in zip(t.joules, t.joules_ci)],
+        f'energy ({scale.energy.unit})': [format_interval(*r) for r in zip(t.joules, t.joules_ci)],
         scale.cost_title: ['', *costs[1:]],
         'epochs': t.epochs, 'configuration': t.searched} | _dropped_seeds(t))
 
@@ -247,6 +300,13 @@ def _dropped_seeds(t): # a column where a fresh seed failed, or ended before the
     return {'fresh seeds': said}
 
 # %% ../../nbs/60_report.tables.ipynb #c19
+def model_names(
+    table:pd.DataFrame, # from `front_table`
+) -> pd.Series: # of strings
+    "The family of each row, with its deployment where that is not the usual one."
+    if 'deployment' not in table: return table.family
+    return table.family.where(table.deployment == DEFAULT_DEPLOYMENT, table.family + ' as ' + table.deployment)
+
 def savings(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # for each cheaper point: points given up and share saved, each with its half-width
@@ -254,7 +314,7 @@ def savings(
     t, factor = on_front(table), metric_scale(table).factor
     best, rest = t.iloc[-1], t.iloc[:-1]
     ratio = rest.joules/best.joules
-    return pd.DataFrame(dict(family=rest.family, joules=rest.joules, given_up=factor*(best.test - rest.test),
+    return pd.DataFrame(dict(family=model_names(rest), joules=rest.joules, given_up=factor*(best.test - rest.test),
         given_up_ci=factor*np.hypot(best.test_ci, rest.test_ci),
         saved=100*(1 - ratio), saved_ci=100*ratio*np.hypot(rest.joules_ci/rest.joules, best.joules_ci/best.joules)))
 
@@ -291,6 +351,58 @@ def knee(
     above = scale(t.test) - scale(np.log10(t.joules))
     return t.loc[above.idxmax()] if above.max() > 0 else None
 
+# %% ../../nbs/60_report.tables.ipynb #rc1
+@dataclass(frozen=True)
+class Rule:
+    """By which one model of a front is chosen: one of the three, or the knee.
+
+    Raises: ValueError for more than one, or a value that is no number."""
+    within: float|None = None # percentage points, or in the unit of the metric
+    utility_at_least: float|None = None # as the metric reports it
+    energy_at_most: float|None = None # joules of the energy that counts
+
+    def __post_init__(self):
+        stated = {name: value for name, value in asdict(self).items() if value is not None}
+        if len(stated) > 1: raise ValueError(f"Choose one of {' and '.join(stated)}.")
+        for name, value in stated.items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f'{name} must be a finite number, not {value!r}.')
+        if self.within is not None and self.within < 0: raise ValueError(f'within must be at least 0, not {self.within}.')
+
+    def choose(self,
+        table:pd.DataFrame, # from `front_table`, of one dataset
+    ) -> pd.Series: # its row
+        """The row that the rule chooses.
+
+        Raises: ValueError where no model of the front fits."""
+        t, scale = on_front(table), metric_scale(table)
+        if self.energy_at_most is not None:
+            return self._last(t[t.joules <= self.energy_at_most], f'takes at most {self.energy_at_most:g} {scale.energy.unit}')
+        if self.utility_at_least is not None:
+            least = scale.sign*self.utility_at_least
+            return self._first(t[t.test >= least], f'reaches {scale.value(least, math.nan)}')
+        bend = knee(table) if self.within is None and len(t) > 2 else None
+        if bend is not None: return bend
+        loss = 1. if self.within is None else self.within
+        return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= loss + 1e-9], 'is left')
+
+    def _first(self, rows, what): return self._last(rows[:1], what)
+    def _last(self, rows, what):
+        if len(rows): return rows.iloc[-1]
+        raise ValueError(f'No model of the front {what}: ask for less, or search for longer.')
+
+    def reason(self,
+        scale:MetricScale,
+        at_knee:bool, # whether the front has a knee
+    ) -> str:
+        "Why the model is chosen."
+        if self.energy_at_most is not None: return f'the best that takes at most {self.energy_at_most:g} {scale.energy.unit}'
+        if self.utility_at_least is not None:
+            return f'the cheapest that reaches {scale.value(scale.sign*self.utility_at_least, math.nan)}'
+        if self.within is None and at_knee: return 'the one at the knee of the front'
+        loss = 1. if self.within is None else self.within
+        return f'the cheapest within {loss:g} {scale.losses} of the best'
+
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(
     table:pd.DataFrame, # points of one dataset: family, utility, joules
@@ -307,6 +419,10 @@ def family_contributions(
     return pd.DataFrame(rows, columns=columns).sort_values('cheapest', ignore_index=True)
 
 # %% ../../nbs/60_report.tables.ipynb #l01
+def _with_training_joules(table): # in place of those of another energy
+    if 'training' not in table: return table
+    return table.assign(joules=table.training, joules_ci=table.training_ci)
+
 def lifetime_table(
     table:pd.DataFrame, # from `front_table`
     predictions:float, # in the life of a model
@@ -315,6 +431,7 @@ def lifetime_table(
     "What training and use of the points of a front take together."
     t = table[table.on_front]
     thousands = predictions/1000
+    t = _with_training_joules(t)
     t = t.assign(lifetime=t.joules + thousands*t.inference,
         lifetime_ci=np.hypot(t.joules_ci, thousands*t.inference_ci))
     stays = [i for _, d in t.groupby('dataset', sort=False)
@@ -324,12 +441,41 @@ def lifetime_table(
     return t[['dataset', 'family', 'test', 'joules', 'inference', 'inference_ci', 'lifetime', 'lifetime_ci', 'stays',
         'kwh', 'grams', 'cost']]
 
+# %% ../../nbs/60_report.tables.ipynb #lc1
+def over_life(
+    table:pd.DataFrame, # from `front_table`, of one dataset
+    predictions:float, # in the life of a model
+) -> pd.DataFrame: # the same, with the joules of that life
+    "The front of models over a life."
+    t = _with_training_joules(table.drop(columns=['price', 'price_low', 'price_high', 'on_front'], errors='ignore'))
+    thousands = predictions/1000
+    energy = EnergyObjective('lifetime', predictions)
+    t = t.assign(training=t.joules, training_ci=t.joules_ci, joules=t.joules + thousands*t.inference,
+        joules_ci=np.hypot(t.joules_ci, thousands*t.inference_ci), **_energy_columns(energy)).dropna(subset='joules')
+    stays = pareto_front(t.assign(utility=t.test)).index
+    return t.assign(on_front=t.index.isin(stays)).sort_values('joules')
+
+def choices_by_life(
+    table:pd.DataFrame, # from `front_table`, of one dataset
+    rule:Rule,
+    lives=np.logspace(0, 12, 241), # numbers of predictions
+) -> pd.DataFrame: # from (predictions), model: where the choice changes
+    "Which model a rule chooses over lives of different lengths."
+    rows = []
+    for n in (0., *lives):
+        try: row = rule.choose(over_life(table, n))
+        except ValueError: continue
+        model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name
+        if not rows or rows[-1]['key'] != model: rows.append(dict(start=n, key=model, row=row))
+    return pd.DataFrame([dict(start=r['start'], model=model_names(r['row'].to_frame().T).iloc[0], joules=r['row'].training,
+        test=r['row'].test) for r in rows], columns=['start', 'model', 'joules', 'test'])
+
 # %% ../../nbs/60_report.tables.ipynb #l05
 def break_even_table(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # trained (cheaper to train), asked (cheaper to use), predictions, half_width
     "Pairs of the front where one is cheaper to train and the other cheaper to use."
-    t, rows = on_front(table), []
+    t, rows = _with_training_joules(on_front(table)).sort_values('joules'), []
     value = lambda joules, ci: SimpleNamespace(joules=joules, se=ci/2)
     energy = lambda r: (value(r.joules, r.joules_ci), value(r.inference, r.inference_ci))
     label = lambda r: f'{r.family} ({format_rounded(r.joules)} J)'
@@ -347,12 +493,8 @@ def _points_by_kind(
 ): # kind of energy -> points, as in `trajectory_points`
     "The points of a study by three kinds of energy."
     with_inference = [t for t in trials if t.status == 'finished' and t.run.get('inference')]
-    def weighted(t, training, thousands):
-        joules = [training*j + thousands*t.run['inference']['joules'] for j in t.run['joules']]
-        return replace(t, run=t.run | dict(joules=joules))
-    kinds = dict(training=(1, 0), life=(1, predictions/1000), inference=(0, 1))
-    return {kind: trajectory_points([weighted(t, *weights) for t in with_inference])
-        for kind, weights in kinds.items()}
+    kinds = dict(training=TRAINING, life=EnergyObjective('lifetime', predictions), inference=EnergyObjective('inference'))
+    return {kind: trajectory_points(with_inference, energy) for kind, energy in kinds.items()}
 
 def family_contributions_by_kind(
     trials:list, # of a study
@@ -401,10 +543,11 @@ def expected_returns(
 # %% ../../nbs/60_report.tables.ipynb #c31
 def energy_breakdown(
     trials:list, # of one dataset, or of a study
+    energy:EnergyObjective=TRAINING, # the energy of the front
 ) -> pd.DataFrame: # purpose, joules
     "Where the joules went."
     finished = [t for t in trials if t.status == 'finished']
-    fronts = (pareto_front(points)[[*KEY]] for _, points in trajectory_points(trials).groupby('dataset'))
+    fronts = (pareto_front(points)[[*KEY]] for _, points in trajectory_points(trials, energy).groupby('dataset'))
     front_keys = {tuple(row) for front in fronts for row in front.itertuples(index=False)}
     is_on = lambda t: t.key in front_keys
     is_early = lambda t: t.epochs[-1] < (t.origin.epochs or 0)

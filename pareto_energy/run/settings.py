@@ -13,7 +13,7 @@ from ..energy.counters import METERS
 from ..energy.calibration import MACHINE_POLICIES
 from ..models.data import METRICS, check_dataset_name
 from ..models.families import SPACES
-from ..front.log import current_hyperparameters
+from ..front.log import ENERGY_KINDS, current_hyperparameters
 from ..search.trajectory import STRATEGIES
 
 # %% ../../nbs/51_run.settings.ipynb #d02
@@ -101,9 +101,16 @@ class StudySettings(TrainingSettings):
         '{path: income.csv, target: income}',
         _optional(_data), None)
     ranges: dict = setting('family or all -> parameter -> [low, high], the options, or one value', _mapping, {})
+    energy: str = setting(
+        'that counts: training, inference (of 1,000 predictions) or lifetime',
+        _one_of(ENERGY_KINDS, 'energy'), 'training')
+    predictions: float|None = setting(
+        'in the life of a model, needed where energy is lifetime; none: reports speak of a million',
+        _optional(_not_negative), None, fixed=False)
     ref_joules: float|None = setting(
-        'energy of the reference point: models that take more do not count',
-        _optional(_positive), 100.)
+        'energy of the reference point: models that take more do not count; '
+        'none: that of 100 J of training and 1 J for 1,000 predictions',
+        _optional(_positive), None)
     ref_utility: float|None = setting(
         'utility of the reference point: worse models do not count; none: the best constant prediction',
         _optional(_below_one), None)
@@ -140,7 +147,6 @@ class ReportSettings:
     correct_drift: bool = setting(
         'divide joules by the trend of the calibration workload',
         lambda v: None if isinstance(v, bool) else 'true or false', False, fixed=False)
-    predictions: float = setting('that a deployed model answers in its life', _positive, 1_000_000, fixed=False)
     country: str = setting('of the electricity, for its carbon intensity', _country, 'GBR', fixed=False)
     price_per_kwh: float = setting('in any currency', _not_negative, .30, fixed=False)
     pue: float = setting(
@@ -246,8 +252,10 @@ def check_unchanged(settings:StudySettings):
     before, now = read_settings(settings.study, _root(settings)), settings_record(settings)
     log = study_path(settings.study, root=_root(settings))/'trials.jsonl'
     if before is None or not log.exists() or not log.stat().st_size: return
-    changed = [f'{f.name} was {before[f.name]!r} and is now {now[f.name]!r}' for f in fields(StudySettings)
-        if f.metadata['fixed'] and f.name != 'study' and before[f.name] != now[f.name]]
+    fixed = {f.name for f in fields(StudySettings) if f.metadata['fixed']} - {'study'}
+    if settings.energy == 'lifetime': fixed.add('predictions')
+    changed = [f'{name} was {before[name]!r} and is now {now[name]!r}' for name in sorted(fixed)
+        if before[name] != now[name]]
     if changed:
         raise ValueError(f"The study {settings.study} has trials with other parameters ({'; '.join(changed)}): "
             'give the new study another name, or put the old values back.')

@@ -20,8 +20,8 @@ from ..models.data import (Dataset, constant_utility, get_card, get_metric, load
     prepared_path, read_prepared, write_prepared)
 from ..models.families import family_space, supports
 from ..models.own_data import find_data
-from ..front.log import (MAX_ATTEMPTS, Metric, Origin, RefPoint, TrialLog, check_same_source, machine_readings,
-    read_ref_points, read_trials)
+from ..front.log import (MAX_ATTEMPTS, TRAINING, EnergyObjective, Metric, Origin, RefPoint, TrialLog,
+    check_same_source, machine_readings, read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, sobol_strategy
 from ..search.acquisition import is_worthwhile
@@ -68,7 +68,8 @@ class _StudyFiles(StudySettings):
     def ref_points(self): # dataset -> `RefPoint`
         stored = self.folder/'reference.json'
         if stored.exists(): return read_ref_points(stored)
-        return compute_ref_points(map(self.load, self.datasets), self.ref_joules, self.utility, self.ref_utility)
+        return compute_ref_points(map(self.load, self.datasets), self.ref_joules, utility=self.utility,
+            least=self.ref_utility, energy=self.objective)
 
     def save_ref_points(self):
         "Fix the reference points, before anything is trained."
@@ -95,6 +96,7 @@ class FamilyStudy(_StudyFiles):
             self.own_data, self.data_record = find_data(self.data, self.folder)
         if self.own_data: self.datasets = [self.own_data.name]
         check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
+        self.objective = EnergyObjective(self.energy, self.predictions)
         check_device(self.device, self.machine_policy)
         check_prior_study(self.warm)
         self.spaces = self.find_spaces()
@@ -122,7 +124,8 @@ class FamilyStudy(_StudyFiles):
     ) -> SearchTask:
         "What a strategy searches."
         return SearchTask(space=self.spaces[name, family], n_initial=self.n_initial, epochs=self.epochs,
-            ref_point=self.ref_points[name], min_gain_per_cost=self.min_gain_per_cost, **self.transfer[name, family])
+            ref_point=self.ref_points[name], energy=self.objective, min_gain_per_cost=self.min_gain_per_cost,
+            **self.transfer[name, family])
 
     @cached_property
     def transfer(self): # (dataset, family) -> what a search takes from the earlier study
@@ -177,19 +180,23 @@ def check_dataset(study, name, card, spaces):
         'add one that does, or leave the dataset out.')
 
 # %% ../../nbs/53_run.study.ipynb #c13
+REF_TRAINING_JOULES, REF_INFERENCE_JOULES = 100., 1. # of a reference point that nobody has stated
+
 def compute_ref_points(
     datasets, # `Dataset`s
-    joules:float, # the energy beyond which a model does not count
+    joules:float|None=None, # the energy beyond which a model does not count; None: of the two constants above
     utility=None, # as in `models.data.get_metric`
     least:float|None=None, # the utility below which a model does not count; default: that of the best constant
+    energy:EnergyObjective=TRAINING, # the energy that counts
 ) -> dict: # dataset -> `RefPoint`
     """The reference point of each dataset.
 
     Raises: ValueError where the energy is not above 0."""
-    if joules is None or not joules > 0: raise ValueError(f'ref_joules must be a number above 0, not {joules}.')
+    if joules is None: joules = energy.joules(REF_TRAINING_JOULES, REF_INFERENCE_JOULES)
+    if not joules > 0: raise ValueError(f'ref_joules must be a number above 0, not {joules}.')
     def ref_point(data):
         floor = round(constant_utility(data, utility), 4) if least is None else least
-        return RefPoint(utility=floor, joules=joules, metric=Metric(metric_label(data, utility)))
+        return RefPoint(utility=floor, joules=joules, metric=Metric(metric_label(data, utility)), energy=energy)
     return {data.name: ref_point(data) for data in datasets}
 
 # %% ../../nbs/53_run.study.ipynb #t01
@@ -624,7 +631,7 @@ def study_status(
     def of_dataset(name):
         of_name = [t for t in trials.values() if t.dataset == name]
         to_come = sum(key[0] == name and key not in trials for key in pending)
-        best = pareto_front(trajectory_points(of_name))
+        best = pareto_front(trajectory_points(of_name, ref_points[name].energy))
         return dict(trials=sum(t.status != 'started' for t in of_name), of=len(of_name) + to_come, front=len(best),
             hypervolume=hypervolume(best, ref_points[name]))
     return dict(joules=total_joules(trials.values()), datasets={name: of_dataset(name) for name in study.datasets})

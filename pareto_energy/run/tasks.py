@@ -117,8 +117,14 @@ def train_trial(
             deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier),
             **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
+    if search.energy.uses_inference and not _has_inference(run): return 'failed', dict(reason=NO_INFERENCE, spent=run.spent)
     origin = replace(trial.origin, joules=trial.origin.joules + run.stopping_joules)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=origin)
+
+NO_INFERENCE = ('the energy of inference counts, and was not read: the loop has to say how it predicts, with '
+    'report(utility, predict=(function, examples))')
+
+def _has_inference(run): return bool(run.inference) or any('skipped' not in d for d in getattr(run, 'deployments', []))
 
 def _check_machine(measurement, trial):
     label, machine = label_and_machine(measurement)
