@@ -21,16 +21,18 @@ from .models.families import SPACES, family_space, supports
 from .models.custom import check_loop, fingerprint, loop_name, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
-from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
+from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
 from .run.settings import StudySettings, current_names, read_settings
 from .run.tasks import train_family
 from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
-from .report.tables import (
-    MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
+from pareto_energy.report.tables import (
+    MetricScale, Rule, expected_returns, format_front, front_table, in_energy, no_front_message, retrained_points,
+    study_energy)
 from .report.sentences import (
-    REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence)
+    REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence,
+    other_energy_sentence, recommendation_sentence, savings_sentence)
 from .report.export import from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
@@ -82,7 +84,7 @@ class Results:
         suffix = _use_validation_as_test(trials)
         ref_points = {name: replace(r, metric=replace(r.metric, name=r.metric.name + suffix))
             for name, r in self.ref_points.items()}
-        return front_table(retrained_points(trials), ref_points)
+        return front_table(retrained_points(trials, study_energy(ref_points)), ref_points)
 
     @property
     def tables(self): # dataset -> the front as it is printed
@@ -95,13 +97,22 @@ class Results:
 
     @property
     def conclusions(self): # sentences
-        about = (conclusion_sentence, savings_sentence, break_even_sentence)
+        about = (conclusion_sentence, recommendation_sentence, savings_sentence, break_even_sentence)
         of_fronts = [say(name, rows) for name, rows in self.front.groupby('dataset', sort=False) for say in about]
         trials = self.trials_so_far
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
         of_fronts += filter(None, [remark(trials) for remark in REMARKS])
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
+
+    def recommend(self,
+        **rule, # within, utility_at_least or energy_at_most; none: the knee
+    ) -> list: # a sentence for each dataset
+        """Which model to take, why, and for which lives.
+
+        Raises: ValueError for a rule that is none."""
+        groups = self.front.groupby('dataset', sort=False)
+        return [recommendation_sentence(name, rows, Rule(**rule)) for name, rows in groups]
 
     @property
     def chart(self):
@@ -137,8 +148,8 @@ def progress_sentence(
 ) -> str:
     "How far a study is."
     ended = [t for t in trials if t.status != 'started']
-    points = lambda name: trajectory_points([t for t in ended if t.dataset == name])
-    covered = sum(hypervolume(pareto_front(points(name)), ref_point) for name, ref_point in study.ref_points.items())
+    points = lambda name, energy: trajectory_points([t for t in ended if t.dataset == name], energy)
+    covered = sum(hypervolume(pareto_front(points(name, r.energy)), r) for name, r in study.ref_points.items())
     pending = pending_trials(study, {t.key: t for t in trials})
     planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # else time decides
     return f'{len(ended)}{planned} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
@@ -151,11 +162,11 @@ def live_front_chart(
     import altair as alt
     from pareto_energy.report.figures import energy_axis, utility_axis
     use_theme()
-    points, (ref_point, *_) = trajectory_points(trials), study.ref_points.values()
-    metric = ref_point.metric
+    ref_point, *_ = study.ref_points.values()
+    points, metric = trajectory_points(trials, ref_point.energy), ref_point.metric
     scale = MetricScale(metric.name, unit=metric.unit_of(metric.sign*points.utility), sign=metric.sign)
     shown = lambda table: table.assign(utility=scale.sign*table.utility)
-    axes = energy_axis(points.joules, trials[0].label), utility_axis(scale)
+    axes = energy_axis(points.joules, trials[0].label, ref_point.energy), utility_axis(scale)
     base = lambda table: alt.Chart(shown(table)).encode(*axes)
     cloud = base(points).mark_point(size=12, opacity=.4)
     front = base(pareto_front(points)).mark_line(interpolate='step-after')
@@ -186,7 +197,8 @@ def live_progress(
         from IPython.display import Markdown, display
         handle = display(Markdown('The study begins.'), display_id=True)
         first = Markdown('The first trial is under way.')
-        picture = lambda trials: live_front_chart(study, trials) if trajectory_points(trials).size else first
+        drawable = lambda trials: trajectory_points(trials, study_energy(study.ref_points)).size
+        picture = lambda trials: live_front_chart(study, trials) if drawable(trials) else first
         try: yield _at_most_every(every, lambda trials: handle.update(picture(trials)))
         finally: handle.update(Markdown(progress_sentence(study, study.trials_so_far)))
     elif sys.stderr.isatty():
@@ -403,23 +415,24 @@ class OwnStudy(Results, FamilyStudy):
     def search(self, name, family):
         "What a strategy searches."
         return SearchTask(space=self.spaces[name, family], n_initial=self.n_initial, epochs=self.epochs,
-            ref_point=self._stated_ref_point,
+            ref_point=self._stated_ref_point, energy=self.objective,
             min_gain_per_cost=self.min_gain_per_cost, enqueued=tuple(Suggestion(c, 'given') for c in self.enqueued),
             **self.transfer[name, family])
 
     @property
     def _stated_ref_point(self): # None where the user has not stated it
         if None in (self.ref_utility, self.ref_joules): return None
-        return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules)
+        return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules, energy=self.objective)
 
     def save_ref_points(self): pass # what was measured decides, so they are written at the end
 
     @property
     def ref_points(self): # dataset -> `RefPoint`
-        points = trajectory_points(self.trials_so_far)
+        points = trajectory_points(self.trials_so_far, self.objective)
         stated = constant_utility(self.own_data, self.utility) if self.own_data else None
         if self.ref_utility is not None: stated = self.metric.sign*self.ref_utility
-        return {self.datasets[0]: replace(_own_ref_point(points, stated, self.ref_joules), metric=self.metric)}
+        ref_point = _own_ref_point(points, stated, self.ref_joules)
+        return {self.datasets[0]: replace(ref_point, metric=self.metric, energy=self.objective)}
 
     def run_part(self, **how): # as in `run.study.run_study`
         "Do what is left of the study, and write its front."
@@ -531,8 +544,11 @@ class LoadedStudy(Results):
     "A study as its folder has it."
     def __init__(self,
         study:str, # its name, such as 'published/quick'
+        energy:EnergyObjective|None=None, # to read it in; None: that of its search
     ):
-        trials, self.ref_points, self.settings = read_study(study)
+        trials, ref_points, self.settings = read_study(study)
+        self.searched = study_energy(ref_points)
+        self.ref_points = in_energy(ref_points, trials, energy or self.searched)
         self.study = study
         self.searches = list(dict.fromkeys(t.key[:-1] for t in trials)) # that have begun
 
@@ -549,11 +565,20 @@ class LoadedStudy(Results):
         if self.has_front: return ''
         return f'{len(trials)} trials are recorded. The front is reported when the study is done.'
 
+    @property
+    def conclusions(self): # sentences
+        energy = study_energy(self.ref_points)
+        if energy == self.searched: return super().conclusions
+        return [*super().conclusions, other_energy_sentence(self.measured_trials, self.searched, energy)]
+
 # %% ../nbs/70_api.ipynb #l01b
 def load_study(
     study:str, # its name, such as 'published/quick'
+    energy:str|None=None, # to read it in: training, inference or lifetime; None: that of its search
+    predictions:float|None=None, # in a life
 ) -> LoadedStudy: # with front, tables, conclusions and chart
-    """Read a study from its folder.
+    """Read a study from its folder, in the energy of its search or another one.
 
-    Raises: FileNotFoundError where there is none."""
-    return LoadedStudy(study)
+    Raises: FileNotFoundError where there is none; ValueError for an energy that its trials do not tell."""
+    if energy is None and predictions is not None: energy = 'lifetime'
+    return LoadedStudy(study, None if energy is None else EnergyObjective(energy, predictions))

@@ -302,11 +302,15 @@ def print_table(
 
 def read_front(
     study:str, # its name
-): # a DataFrame, as in `analysis.front_table`
+    energy:tuple=(None, None), # to read it in, and predictions; none: that of its search
+): # a DataFrame, as in `report.tables.front_table`
     """The front that a study has found.
 
-    Raises: FileNotFoundError where it has none yet."""
+    Raises: FileNotFoundError where it has none yet; ValueError for an energy that its trials do not tell."""
     import pandas as pd
+    if energy != (None, None):
+        from pareto_energy.api import load_study
+        return load_study(study, *energy).front
     path = study_path(study)/'front.csv'
     if not path.exists():
         raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
@@ -315,23 +319,30 @@ def read_front(
 def conclusions(
     name:str, # of a dataset
     rows, # of `read_front`, of that dataset
+    rule:dict|None=None, # by which one model is recommended, as in `report.tables.Rule`
 ) -> list: # of sentences
     "What a front says."
-    from pareto_energy.report.sentences import savings_sentence, break_even_sentence, conclusion_sentence
-    return [sentence(name, rows) for sentence in (conclusion_sentence, savings_sentence, break_even_sentence)]
+    from pareto_energy.report.sentences import (
+        break_even_sentence, conclusion_sentence, recommendation_sentence, savings_sentence)
+    from pareto_energy.report.tables import Rule
+    about = conclusion_sentence, savings_sentence, break_even_sentence
+    return [recommendation_sentence(name, rows, Rule(**rule or {})), *(sentence(name, rows) for sentence in about)]
 
 def print_front(
     study:str, # its name
+    energy:tuple=(None, None), # as in `read_front`
+    rule:dict|None=None, # as in `conclusions`
 ):
     "The front of each dataset as a table, and what it says."
     from pareto_energy.api import load_study
     from pareto_energy.report.tables import format_front
-    front = read_front(study)
-    if message := load_study(study).unfinished_message: typer.echo(message + '\n')
+    front, loaded = read_front(study, energy), load_study(study, *energy)
+    if message := loaded.unfinished_message: typer.echo(message + '\n')
     for name, rows in front.groupby('dataset', sort=False):
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))
-        typer.echo('\n'.join(conclusions(name, rows)) + '\n')
+        typer.echo('\n'.join(conclusions(name, rows, rule)) + '\n')
+    if energy != (None, None): typer.echo(loaded.conclusions[-1] + '\n')
 
 def print_results(
     study:str, # its name
@@ -351,11 +362,13 @@ def json_records(
 
 def front_json(
     study:str, # its name
+    energy:tuple=(None, None), # as in `read_front`
+    rule:dict|None=None, # as in `conclusions`
 ) -> str: # JSON: for each dataset, the rows of the front and the sentences about it
     "The front for programs."
-    groups = read_front(study).groupby('dataset', sort=False)
+    groups = read_front(study, energy).groupby('dataset', sort=False)
     front_of = lambda rows: json_records(rows[rows.on_front].drop(columns='dataset'))
-    found = {name: dict(front=front_of(rows), conclusions=conclusions(name, rows)) for name, rows in groups}
+    found = {name: dict(front=front_of(rows), conclusions=conclusions(name, rows, rule)) for name, rows in groups}
     return json.dumps(found, ensure_ascii=False)
 
 # %% ../nbs/71_cli.ipynb #c21
@@ -464,14 +477,20 @@ def front(
     study: Annotated[str, typer.Argument(help=STUDY_HELP)] = 'published/quick',
     json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
     csv: Annotated[bool, typer.Option('--csv', help='Print the points as CSV, for programs.')] = False,
+    energy: Annotated[str | None, typer.Option(help='Read it in training, inference or lifetime energy.')] = None,
+    predictions: Annotated[float | None, typer.Option(help='In a life, as in 1e6.')] = None,
+    within: Annotated[float | None, typer.Option(help='Recommend the cheapest within so many points.')] = None,
+    utility_at_least: Annotated[float | None, typer.Option(help='Recommend the cheapest that reaches it.')] = None,
+    energy_at_most: Annotated[float | None, typer.Option(help='Recommend the best that takes no more joules.')] = None,
 ):
     "Print the front of a study: model, accuracy, energy, what a point costs, and what follows."
+    rule = dict(within=within, utility_at_least=utility_at_least, energy_at_most=energy_at_most)
     with exit_on_error(2):
         if json_ and csv: raise ValueError('Choose one of --json and --csv.')
-        study = study_name(study)
-        if json_: typer.echo(front_json(study))
-        elif csv: typer.echo(read_front(study).query('on_front').to_csv(index=False), nl=False)
-        else: print_front(study)
+        study, energy = study_name(study), (energy, predictions)
+        if json_: typer.echo(front_json(study, energy, rule))
+        elif csv: typer.echo(read_front(study, energy).query('on_front').to_csv(index=False), nl=False)
+        else: print_front(study, energy, rule)
 
 @command('pareto-energy compare published/quick longer')
 def compare(

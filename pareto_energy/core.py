@@ -140,11 +140,12 @@ def round_ticks(
 
 # %% ../nbs/10_core.ipynb #c20bb
 def log_axis(
-    values, # that will be drawn, all above 0
+    values, # that will be drawn
     format='~g', # of the labels
 ) -> dict: # scale and axis, for an Altair channel
     "A logarithmic axis around the values, with round ticks."
     import altair as alt
-    low, high = min(values)/1.2, max(values)*1.2
+    drawn = [v for v in values if v > 0] or [1.] # zero has no logarithm
+    low, high = min(drawn)/1.2, max(drawn)*1.2
     scale = alt.Scale(type='log', domain=[low, high], nice=False)
     return dict(scale=scale, axis=alt.Axis(values=round_ticks(low, high), format=format))

@@ -64,7 +64,8 @@ def indicators(
     ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # a row for each search: dataset, family, strategy, seed and `indicators_of`
     "Distance of each search from what all searches of its dataset and family found."
-    fronts = {key: beats_reference(pareto_front(trajectory_points(group)), ref_points[key[0]])
+    energy = {name: r.energy for name, r in ref_points.items()}
+    fronts = {key: beats_reference(pareto_front(trajectory_points(group, energy[key[0]])), ref_points[key[0]])
         for key, group in _group_searches(trials).items()}
     best = {group: pareto_front(pd.concat([front for key, front in fronts.items() if key[:2] == group]))
         for group in dict.fromkeys(key[:2] for key in fronts)}
@@ -84,7 +85,7 @@ def attainment_surfaces(
 # %% ../../nbs/62_report.comparison.ipynb #c15
 def _with_corner(trials, ref_point):
     "The front of a search inside the reference point, and that point itself, so that no seed is left out."
-    front = beats_reference(pareto_front(trajectory_points(trials)), ref_point)
+    front = beats_reference(pareto_front(trajectory_points(trials, ref_point.energy)), ref_point)
     return np.vstack([objectives(front), [ref_point.utility, math.log10(ref_point.joules)]])
 
 def attainment_table(
@@ -170,18 +171,23 @@ def shared_references(
 ) -> dict: # dataset -> utility and joules
     """One reference point for each dataset that all studies have.
 
-    Raises: ValueError where the studies share no dataset."""
+    Raises: ValueError where the studies share no dataset, or weigh different energies."""
     names = [name for name in ref_points[0] if all(name in r for r in ref_points)]
     if not names:
         raise ValueError(f"The studies share no dataset: they have {'; '.join(', '.join(r) for r in ref_points)}.")
+    energies = {r[name].energy for name in names for r in ref_points}
+    if len(energies) > 1:
+        raise ValueError(f"The studies weigh different energies ({', '.join(sorted(e.unit for e in energies))}): "
+            'read them in one, as in load_study(name, energy=…), or compare studies of one kind.')
+    energy = energies.pop()
     return {name: RefPoint(utility=min(r[name].utility for r in ref_points),
-        joules=max(r[name].joules for r in ref_points)) for name in names}
+        joules=max(r[name].joules for r in ref_points), energy=energy) for name in names}
 
 # %% ../../nbs/62_report.comparison.ipynb #v01b
 def _side_by_side(studies, dataset, ref_point):
     "A row for each study, on one dataset; none where no study beats the reference point."
     parts = {study: [t for t in trials if t.dataset == dataset] for study, (trials, _) in studies.items()}
-    fronts = {study: beats_reference(pareto_front(trajectory_points(part)), ref_point)
+    fronts = {study: beats_reference(pareto_front(trajectory_points(part, ref_point.energy)), ref_point)
         for study, part in parts.items()}
     best = pareto_front(pd.concat(fronts.values()))
     if best.empty: return []

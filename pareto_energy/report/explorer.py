@@ -10,17 +10,21 @@ import json
 import altair as alt
 import moocore
 import pandas as pd
+from ..front.pareto import DEFAULT_DEPLOYMENT, inference_readings
 from .tables import describe_configuration, varied_parameters
 
 # %% ../../nbs/65_report.explorer.ipynb #c07
 _MAX_OTHERS = 1500 # points that are drawn though no front needs them
 
 def _epoch_rows(trial, configuration):
-    "A row for each epoch of a trial."
+    "A row for each epoch of a trial, in each of its deployments."
     row = dict(dataset=trial.dataset, family=trial.family, trial=trial.name)
-    return [row | dict(epochs=epoch, utility=utility, joules=joules, inference=trial.run['inference']['joules'],
-        configuration=configuration)
-        for epoch, utility, joules in zip(trial.epochs, trial.run['utility'], trial.run['joules'])]
+    trained, rows = dict(zip(trial.epochs, trial.run['joules'])), []
+    for d in inference_readings(trial):
+        used = '' if d['deployment'] == DEFAULT_DEPLOYMENT else f", {d['deployment']}"
+        rows += [row | dict(epochs=epoch, utility=utility, joules=trained[epoch], inference=joules,
+            configuration=configuration + used) for epoch, utility, joules in zip(d['epochs'], d['utility'], d['joules'])]
+    return rows
 
 def _candidates(table):
     "Whether each row is non-dominated in utility, joules and inference among its dataset and family."
@@ -38,7 +42,7 @@ def explorer_points(
     Raises: ValueError where no trial has a reading of inference."""
     varied, rows = varied_parameters(trials), []
     for t in trials:
-        if t.status != 'finished' or not t.run.get('inference'): continue
+        if t.status != 'finished': continue
         rows += _epoch_rows(t, describe_configuration(t.configuration, varied[t.dataset, t.family]))
     if not rows:
         raise ValueError('No trial of this study has read its inference, so there is no life to explore: run the '

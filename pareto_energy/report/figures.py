@@ -14,16 +14,18 @@ import altair as alt
 import pandas as pd
 from ..core import log_axis, write_text
 from ..front.pareto import pareto_front, beats_reference, trajectory_points
-from .tables import MetricScale, metric_scale, savings
+from ..front.log import TRAINING, EnergyObjective
+from .tables import MetricScale, metric_scale, savings, study_energy
 
 # %% ../../nbs/64_report.figures.ipynb #c07
 def energy_axis(
     joules, # (n,) values to be drawn
     label:str, # of the readings
-    what:str='training energy', # first words of the title
+    energy:EnergyObjective=TRAINING, # that is drawn
+    what:str|None=None, # first words of the title, where they are others
 ) -> alt.X:
     "The energy axis, with its unit and label."
-    return alt.X('joules:Q', title=f'{what} (J, {label})', **log_axis(joules))
+    return alt.X('joules:Q', title=f'{what or energy.name} ({energy.unit}, {label})', **log_axis(joules))
 
 # %% ../../nbs/64_report.figures.ipynb #c07b
 def _channels(field, names, *channels, legend=alt.Undefined):
@@ -64,7 +66,7 @@ def family_fronts(
     ref_points:dict, # dataset -> reference point
 ) -> pd.DataFrame: # dataset, family, utility, joules; inside the reference point
     "The front of each dataset and family."
-    groups = trajectory_points(trials).groupby(['dataset', 'family'], sort=False)
+    groups = trajectory_points(trials, study_energy(ref_points)).groupby(['dataset', 'family'], sort=False)
     fronts = [pareto_front(beats_reference(t, ref_points[name])) for (name, _), t in groups]
     return pd.concat(fronts, ignore_index=True)[['dataset', 'family', 'utility', 'joules']]
 
@@ -104,7 +106,7 @@ def _front_panel(fronts, retrained, families, label):
     scale = metric_scale(retrained)
     fronts = fronts.assign(utility=scale.sign*fronts.utility)
     retrained = retrained.assign(**{c: scale.sign*retrained[c] for c in ('utility', 'low', 'high')})
-    x = energy_axis([*fronts.joules, *retrained.joules], label)
+    x = energy_axis([*fronts.joules, *retrained.joules], label, scale.energy)
     y = utility_axis(scale)
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     stairs, marks = alt.Chart(fronts).encode(x, y, colour), alt.Chart(retrained).encode(x, y, colour)
@@ -158,11 +160,12 @@ def plot_attainment(
     surfaces:pd.DataFrame, # from `attainment_table`
     label:str, # of the readings
     width:float=140, # of a panel, in points
+    energy:EnergyObjective=TRAINING, # of the surfaces
 ) -> alt.Chart:
     "Plot the median and quartile attainment surfaces of each strategy."
     strategy = _channels('strategy', surfaces.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
     y = alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4))
-    base = alt.Chart(surfaces).encode(energy_axis(surfaces.joules, label, 'energy'), y, *strategy)
+    base = alt.Chart(surfaces).encode(energy_axis(surfaces.joules, label, energy, what='energy'), y, *strategy)
     def stairs(stroke, test):
         lines = base.transform_filter(test).mark_line(interpolate='step-after', strokeWidth=stroke)
         return lines.encode(alt.Detail('level:N'))
@@ -202,7 +205,7 @@ def plot_by_joules(
     Raises: ValueError where the seeds of no search have a stretch of joules in common."""
     if bands.empty:
         raise ValueError('The seeds of no search have spent the same joules, so there is no mean to plot: add trials.')
-    x = energy_axis(bands.spent, label, 'spent')
+    x = energy_axis(bands.spent, label, what='spent')
     return _grid(_bands(bands.rename(columns=dict(spent='joules')), x), bands, width)
 
 # %% ../../nbs/64_report.figures.ipynb #c19

@@ -12,7 +12,8 @@ import math
 import numpy as np
 import pandas as pd
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
-from ..front.log import TRAINING, EnergyObjective
+from ..front.log import KEY, TRAINING, EnergyObjective
+from ..front.pareto import pareto_front, trajectory_points
 from .tables import (
     allowed_losses, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
     has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front, savings, savings_within)
@@ -152,10 +153,10 @@ def recommendation_sentence(
     table:pd.DataFrame, # from `front_table`, of that dataset
     rule:Rule=Rule(), # by which a model is chosen
 ) -> str:
-    """Which model to take, why, and for which lives.
-
-    Raises: ValueError where no model fits the rule."""
-    row, scale = rule.choose(table), metric_scale(table)
+    "Which model to take, why, and for which lives."
+    scale = metric_scale(table)
+    try: row = rule.choose(table)
+    except ValueError as e: return f'On {name} {e}'
     family = model_names(row.to_frame().T).iloc[0]
     text = (f'On {name} take the {family} with {scale.name} {scale.value(row.test, row.test_ci)} at '
         f'{format_rounded(row.joules)} {scale.energy.unit}, {rule.reason(scale, knee(table) is not None)}.')
@@ -171,6 +172,21 @@ def _other_lives(table, rule, scale):
     first = changes.iloc[0]
     return (f'Over a life, the choice is the {first.model} (trained with {format_rounded(first.joules)} J) at first, '
         f"{', '.join(clauses)}.")
+
+# %% ../../nbs/61_report.sentences.ipynb #oe1
+def other_energy_sentence(
+    trials:list, # of the study
+    searched:EnergyObjective, # the energy of its search
+    energy:EnergyObjective, # that it is read in
+) -> str:
+    "How far a search for one energy serves another."
+    models = [m for _, points in trajectory_points(trials, energy).groupby('dataset')
+        for m in pareto_front(points).itertuples(index=False)]
+    again = {(t.key, r['epoch']) for t in trials for r in t.retrained if 'utility' in r}
+    known = sum((tuple(m[:len(KEY)]), m.epoch) in again for m in models)
+    return (f'The search weighed {searched.name} ({searched.unit}), and is read here in {energy.unit}: {known} of the '
+        f'{len(models)} models on that front of the validation part were trained again. A study with energy: '
+        f'{energy.kind} searches where it matters.')
 
 # %% ../../nbs/61_report.sentences.ipynb #s04
 def contribution_sentence(

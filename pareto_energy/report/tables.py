@@ -248,6 +248,13 @@ def on_front(
     "The points that still stand on the front."
     return table[table.on_front].sort_values('joules')
 
+def model_names(
+    table:pd.DataFrame, # from `front_table`
+) -> pd.Series: # of strings
+    "The family of each row, with its deployment where that is not the usual one."
+    if 'deployment' not in table: return table.family
+    return table.family.where(table.deployment == DEFAULT_DEPLOYMENT, table.family + ' as ' + table.deployment)
+
 # %% ../../nbs/60_report.tables.ipynb #c13b
 def _energy_columns(energy): return dict(energy=energy.kind, predictions=energy.predictions)
 
@@ -284,8 +291,7 @@ def format_front(
     "Format the front as it is printed."
     t, scale = on_front(table), metric_scale(table)
     costs = [_price_text(r, clear) for r, clear in zip(t.itertuples(), has_clear_gain(t))]
-    deployment = {'deployment': t.deployment} if 'deployment' in t else {}
-    return pd.DataFrame({'model': t.family} | deployment | {
+    return pd.DataFrame({'model': model_names(t),
         scale.title: [scale.number(*r) for r in zip(t.test, t.test_ci)],
         f'energy ({scale.energy.unit})': [format_interval(*r) for r in zip(t.joules, t.joules_ci)],
         scale.cost_title: ['', *costs[1:]],
@@ -300,13 +306,6 @@ def _dropped_seeds(t): # a column where a fresh seed failed, or ended before the
     return {'fresh seeds': said}
 
 # %% ../../nbs/60_report.tables.ipynb #c19
-def model_names(
-    table:pd.DataFrame, # from `front_table`
-) -> pd.Series: # of strings
-    "The family of each row, with its deployment where that is not the usual one."
-    if 'deployment' not in table: return table.family
-    return table.family.where(table.deployment == DEFAULT_DEPLOYMENT, table.family + ' as ' + table.deployment)
-
 def savings(
     table:pd.DataFrame, # from `front_table`, of one dataset
 ) -> pd.DataFrame: # for each cheaper point: points given up and share saved, each with its half-width
@@ -389,7 +388,7 @@ class Rule:
     def _first(self, rows, what): return self._last(rows[:1], what)
     def _last(self, rows, what):
         if len(rows): return rows.iloc[-1]
-        raise ValueError(f'No model of the front {what}: ask for less, or search for longer.')
+        raise ValueError(f'no model of the front {what}: ask for less, or search for longer.')
 
     def reason(self,
         scale:MetricScale,

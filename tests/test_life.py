@@ -1,0 +1,94 @@
+"The energy that a study weighs: of training, of inference, or of a life."
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from conftest import SMOKE
+
+LIFE = SMOKE | dict(families=['mlp'], seeds=[0], trials=5, fresh_seeds=2, ranges=dict(mlp=dict(width=[4, 128])))
+
+
+def study_of(name, **changes):
+    from pareto_energy.run.study import FamilyStudy, run_study
+    study = FamilyStudy(name, **LIFE | dict(ref_joules=None) | changes)
+    return study, run_study(study)
+
+
+@pytest.mark.parametrize('strategy, energy', [
+    ('trajectory', dict(energy='inference')), ('trajectory', dict(energy='lifetime', predictions=1e6)),
+    ('qlognehvi', dict(energy='lifetime', predictions=1e6)), ('grid', dict(energy='inference'))])
+def test_strategies_search_each_energy(home, strategy, energy):
+    from pareto_energy.api import load_study
+    from pareto_energy.front.log import EnergyObjective
+    study, trials = study_of('life', strategies=[strategy], **energy)
+    assert [t.status for t in trials] == ['finished']*5
+    front = load_study('life').front
+    objective = EnergyObjective(energy['energy'], energy.get('predictions'))
+    assert study.ref_points['digits'].energy == objective
+    assert ((front.joules - objective.joules(front.training, front.inference)).abs() < 1e-9*front.joules).all()
+    assert json.loads((study.folder/'study.json').read_text())['energy'] == energy['energy']
+    retrained = {(t.number, r['epoch']) for t in trials for r in t.retrained}
+    assert retrained # the points of this energy's front were trained again
+    from pareto_energy.front.pareto import select_for_retraining
+    assert retrained == {(t.number, epoch) for t, epoch in select_for_retraining(trials, 3, study.ref_points['digits'])}
+
+
+def test_the_search_goes_where_answers_are_cheap(home):
+    "Where a model answers often, a narrow network is worth more epochs, and wide ones are not tried for long."
+    from pareto_energy.search.trajectory import trajectory
+    study, trials = study_of('life', strategies=['trajectory'], energy='training', trials=4)
+    search = study.search('digits', 'mlp')
+    from pareto_energy.front.log import EnergyObjective
+    used = replace(search, energy=EnergyObjective('inference'), ref_point=replace(search.ref_point, energy=EnergyObjective('inference'), joules=1.))
+    planned = {name: trajectory(task, trials, 0) for name, task in dict(training=search, inference=used).items()}
+    assert planned['inference'].epochs >= planned['training'].epochs # longer training costs nothing on the axis
+
+
+def test_a_finished_study_is_read_again_without_training(home):
+    from pareto_energy.api import load_study
+    study, _ = study_of('life', strategies=['trajectory'])
+    files = lambda: {p.name: p.read_bytes() for p in study.folder.iterdir() if p.is_file()}
+    before = files()
+    trained, used = load_study('life'), load_study('life', 'lifetime', 1e6)
+    assert used.front.joules.min() > trained.front.joules.min()
+    assert 'J over 10⁶ predictions' in str(used) and 'training energy (J), and is read here in J over 10⁶' in used.conclusions[-1]
+    assert 'lifetime energy (J over 10⁶ predictions, simulated)' in json.dumps(used.chart.to_dict(), ensure_ascii=False)
+    assert load_study('life', 'lifetime', 0).front.joules.tolist() == pytest.approx(trained.front.joules.tolist())
+    assert files() == before
+
+
+def test_another_life_is_another_study(home):
+    study_of('life', strategies=['random'], energy='lifetime', predictions=1e6)
+    with pytest.raises(ValueError, match='predictions was 1000000.0 and is now 1000'):
+        study_of('life', strategies=['random'], energy='lifetime', predictions=1000, trials=6)
+    with pytest.raises(ValueError, match="energy was 'lifetime' and is now 'training'"):
+        study_of('life', strategies=['random'], trials=6)
+
+
+@pytest.mark.parametrize('settings, said', [
+    (dict(energy='lifetime'), 'needs the number of predictions'),
+    (dict(energy='lifetime', predictions=-1), 'predictions must be a number from 0, not -1'),
+    (dict(energy='lifetime', predictions=math.inf), 'predictions must be a number from 0, not inf'),
+    (dict(energy='lifetime', predictions='1e6'), "predictions must be a number from 0, not '1e6'"),
+    (dict(energy='use'), "Unknown energy 'use': expected one of training, inference, lifetime")])
+def test_a_wrong_energy_is_said_before_any_training(home, settings, said):
+    with pytest.raises(ValueError, match=said): study_of('wrong', **settings)
+    assert not (home/'data/wrong').exists()
+
+
+def test_a_loop_that_does_not_say_how_it_predicts_fails_with_the_reason(home):
+    from pareto_energy import Study
+
+    def silent(configuration, epochs, seed):
+        for epoch in range(epochs): yield 1 - configuration['lr']/(epoch + 1)
+
+    def answering(configuration, epochs, seed):
+        for epoch in range(epochs): yield dict(utility=1 - configuration['lr']/(epoch + 1), predict=(lambda: sum(range(1000)), 10))
+    how = dict(meter='simulated', trials=3, epochs=2, fresh_seeds=2, front_points=2, energy='inference')
+    study = Study(silent, dict(lr=(.01, .1)), 'silent', **how).run()
+    assert {t.reason for t in study.trials_so_far} == {'the energy of inference counts, and was not read: the loop has to say '
+        'how it predicts, with report(utility, predict=(function, examples))'}
+    study = Study(answering, dict(lr=(.01, .1)), 'answering', **how).run()
+    assert {t.status for t in study.trials_so_far} == {'finished'} and 'J per 1,000 predictions' in str(study)
