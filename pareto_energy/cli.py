@@ -26,11 +26,14 @@ def read_yaml(
     text:str,
     what:str, # where it stands
 ):
-    """The value of a YAML text.
+    """The value of a YAML text; 1e6 is a number, as in YAML 1.2.
 
     Raises: ValueError with the place of the fault."""
     import yaml
-    try: return yaml.safe_load(text)
+    class Loader(yaml.SafeLoader): pass
+    Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+'),
+        list('-+.0123456789'))
+    try: return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as e: raise ValueError(f"{what} is no YAML: {' '.join(str(e).split())}.") from e
 
 def load_parameters(
@@ -541,13 +544,16 @@ def find(
     task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
     name: Annotated[str, typer.Option(help="Of the study; default: the file's.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
+    energy: Annotated[str, typer.Option(help='That counts: training, inference or lifetime.')] = 'training',
+    predictions: Annotated[float, typer.Option(help='In the life of a model, as in 1e6.')] = None,
     meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
     restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
 ):
     "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
     with exit_on_error(2):
         study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None,
-            metric=metric, epochs=epochs, meter=meter)
+            metric=metric, epochs=epochs, energy='lifetime' if predictions is not None else energy,
+            predictions=predictions, meter=meter)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
     typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "

@@ -7,10 +7,11 @@ __all__ = ['MeterError', 'ComponentEnergy', 'Measurement', 'Meter', 'SimulatedMe
            'subtract_idle']
 
 # %% ../../nbs/11_energy.meter.ipynb #imp
-import ctypes, io, logging, math, os, platform, re, signal, statistics, sys, tempfile, time, warnings
+import ctypes, io, logging, math, os, platform, re, signal, statistics, sys, tempfile, threading, time, warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 # %% ../../nbs/11_energy.meter.ipynb #e006
@@ -216,13 +217,34 @@ def has_children() -> bool: # always True where the system has no quick answer
     except ChildProcessError: return False
     return True
 
+@cache
+def _has_children_lists(): return Path(f'/proc/self/task/{threading.get_native_id()}/children').exists() # Linux
+
+def _children_of(number):
+    "Numbers of the children of a process; none where it has ended."
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        lists = [Path(f'/proc/{number}/task/{thread}/children') for thread in os.listdir(f'/proc/{number}/task')]
+        return [int(child) for path in lists for child in path.read_text().split()]
+    return []
+
+def _descendants():
+    "The descendants that live, or are not waited for; without a search through all processes where that can be had."
+    import psutil
+    if not _has_children_lists(): return psutil.Process().children(recursive=True)
+    found, generation = [], _children_of(os.getpid())
+    while generation:
+        for number in generation:
+            with suppress(psutil.NoSuchProcess): found.append(psutil.Process(number))
+        generation = [child for number in generation for child in _children_of(number)]
+    return found
+
 def descendants_seconds() -> float: # CPU-seconds
     "CPU time of the descendants, both those that have ended and those that live."
     import psutil
     while True:
         ended, live = _ended_seconds(), 0.
         if not has_children(): return ended
-        for child in psutil.Process().children(recursive=True):
+        for child in _descendants():
             with suppress(psutil.NoSuchProcess): live += sum(child.cpu_times()[:4])
         if _ended_seconds() == ended: return ended + live # else a child has ended meanwhile
 

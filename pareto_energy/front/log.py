@@ -10,6 +10,7 @@ import itertools, json, math, os, re, shutil, socket, warnings, zlib
 from bisect import insort
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
@@ -69,7 +70,7 @@ class EnergyObjective:
             return
         if n is None:
             raise ValueError('energy: lifetime needs the number of predictions in a life, as in predictions: 1000000.')
-        if not (isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < math.inf):
+        if isinstance(n, bool) or not isinstance(n, Real) or not 0 <= n < math.inf:
             raise ValueError(f'predictions must be a finite number from 0, not {n!r}.')
 
     @property

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['drift_sentence', 'idle_sentence', 'energy_time_sentence', 'marginal_cost_sentence', 'conclusion_sentence',
-           'savings_sentence', 'recommendation_sentence', 'contribution_sentence', 'lifetime_sentence',
-           'break_even_sentence', 'expected_return_sentence', 'payback_sentence']
+           'savings_sentence', 'contribution_sentence', 'lifetime_sentence', 'break_even_sentence',
+           'expected_return_sentence', 'payback_sentence']
 
 # %% ../../nbs/61_report.sentences.ipynb #imp
 import math

@@ -105,7 +105,8 @@ def _name_in(path):
 # %% ../../nbs/54_run.book.ipynb #t01
 _FIRST_VALUES = dict(datasets=['digits'], families=['logistic', 'mlp', 'cnn'], strategies=['trajectory'], seeds=[0],
     trials=20, n_initial=6, epochs=20)
-_CHOSEN = (*_FIRST_VALUES, 'device', 'ref_joules', 'front_points', 'fresh_seeds', 'max_hours') # not as a comment
+_CHOSEN = (*_FIRST_VALUES, 'energy', 'predictions', 'device', 'ref_joules', 'front_points', 'fresh_seeds',
+    'max_hours') # not as a comment
 _HEAD = """# The study {name}. It runs with: pareto-energy run {name}.yaml
 # `pareto-energy datasets` and `pareto-energy models` list what can be named here.
 
