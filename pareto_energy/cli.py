@@ -331,6 +331,7 @@ def conclusions(
     about = conclusion_sentence, savings_sentence, break_even_sentence
     return [recommendation_sentence(name, rows, Rule(**rule or {})), *(sentence(name, rows) for sentence in about)]
 
+# %% ../nbs/71_cli.ipynb #c19k
 def print_front(
     study:str, # its name
     energy:tuple=(None, None), # as in `read_front`

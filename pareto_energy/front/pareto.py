@@ -50,11 +50,25 @@ def inference_readings(
 ) -> list: # for each deployment a dict: deployment, epochs, utility, joules (of 1,000 predictions) and se, each a list
     "What the predictions of a trial's model take."
     read = [d for d in trial.run.get('deployments', []) if 'skipped' not in d]
-    if read: return read
+    if read: return [_at_each_epoch(trial, d) | dict(deployment=_label_of(d, read)) for d in read]
     reading, n = trial.run.get('inference'), len(trial.epochs)
     if not reading: return []
     return [dict(deployment=DEFAULT_DEPLOYMENT, epochs=trial.epochs, utility=trial.run['utility'],
         joules=[reading['joules']]*n, se=[reading.get('se')]*n)]
+
+def _label_of(reading, readings):
+    "The name of a deployment, with its batch and threads where another one differs in them."
+    same = [d for d in readings if d['deployment'] == reading['deployment']]
+    differs = [key for key in ('batch', 'threads') if len({d.get(key) for d in same}) > 1]
+    return ', '.join([reading['deployment'], *(f'{key} {reading[key]}' for key in differs)])
+
+def _at_each_epoch(trial, reading):
+    "The usual deployment answers as its run was evaluated, so it counts at each epoch, and not on the grid alone."
+    utility = dict(zip(trial.epochs, trial.run['utility']))
+    is_usual = reading['deployment'] == DEFAULT_DEPLOYMENT
+    if not is_usual or [utility[e] for e in reading['epochs']] != reading['utility']: return reading
+    between = {key: np.interp(trial.epochs, reading['epochs'], reading[key]).tolist() for key in ('joules', 'se')}
+    return reading | between | dict(epochs=trial.epochs, utility=trial.run['utility'])
 
 # %% ../../nbs/31_front.pareto.ipynb #en5
 def final_model(
