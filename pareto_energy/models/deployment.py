@@ -30,7 +30,7 @@ class Deployment:
     ): # function of a state of the module that returns a function from a batch to its scores
         """Prepare a network for this use.
 
-        Raises: `NotDeployed` where the network or the machine does not serve it."""
+        Raises: `NotDeployed`, now or with the first state, where the network or the machine does not serve it."""
         load = DEPLOYMENTS[self.name](module.eval(), examples)
         def load_state(state):
             predict = load(state)
@@ -91,7 +91,6 @@ def _deploy_int8(module, examples):
     share = _quantised_share(module)
     if share < _MIN_QUANTISED:
         raise NotDeployed(f'int8 serves linear layers and GRUs, which hold {share:.0%} of the parameters')
-    if torch.backends.quantized.engine == 'none': raise NotDeployed('this build of torch has no engine for int8')
     def load(state):
         module.load_state_dict(state)
         with warnings.catch_warnings(): # torch announces torchao in its place

@@ -143,6 +143,7 @@ class Predictor:
     batch: int # predictions in it
     work: float = 1. # multiply-adds of one batch, for the simulated meter only
     expected: object = None # answers to the batch that were evaluated, (batch, …); None: not known
+    is_counted: bool = True # is an array of answers as long as the batch?
 
 _PILOT_SECONDS, _MAX_READING_SECONDS = .02, 5. # of reading predictions, at most
 
@@ -174,12 +175,14 @@ def check_answers(
     """Predict one batch, and compare its answers with those that were evaluated.
 
     Raises: `NotDeployed` where there are too few or too many, or where they differ."""
-    answers = predictor.predict()
-    if predictor.expected is None: return
-    answers, expected = _as_array(answers), _as_array(predictor.expected)
+    answers, expected = predictor.predict(), predictor.expected
+    if expected is None and not (predictor.is_counted and getattr(answers, 'shape', ())): return
+    answers = _as_array(answers)
     if np.ndim(answers) == 0 or len(answers) != predictor.batch:
         found = len(answers) if np.ndim(answers) else 'no'
         raise NotDeployed(f'predict gave {found} answers to a batch of {predictor.batch}')
+    if expected is None: return
+    expected = _as_array(expected)
     if answers.shape != expected.shape:
         raise NotDeployed(f'predict gave answers of shape {answers.shape}, but {expected.shape} was evaluated')
     gap, largest = np.abs(answers - expected).max(), np.abs(expected).max()
@@ -394,7 +397,7 @@ def fail_training(
     try: yield
     except (MeterError, TrainingFailed, KeyboardInterrupt, GeneratorExit): raise
     except BaseException as e: # such as a task that was cancelled
-        epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % repeats.laps_per_run + 1
+        epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % max(repeats.laps_per_run, 1) + 1
         raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {_message(e)}', repeats.spent) from e
 
 _MAX_LETTERS = 2_000 # of a reason in the log
@@ -420,10 +423,10 @@ def build_run(
     epochs, untrained = len(repeats.utilities), repeats.starts_untrained
     laps = repeats.laps
     if repeats.trainer.one_lap: laps = [scale(lap, 1/epochs) for lap in laps for _ in range(epochs)]
-    if untrained: laps = [lap if i % epochs else scale(lap, 0.) for i, lap in enumerate(laps)]
+    if untrained: laps = _without_first(laps, epochs)
     joules, se = _trajectory(laps, epochs)
     mean = average_measurements(per_run_totals(laps, epochs))
-    total = sum_measurements(laps)
+    total = sum_measurements(repeats.laps)
     if not all(j > 0 for j in joules[untrained:]):
         raise TrainingFailed('a part of the run took 0 J on this meter: let an epoch train for longer, '
             'or ask for more repeats', total.joules)
@@ -437,6 +440,13 @@ def build_run(
         interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
         epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early,
         deployments=list(deployments))
+def _without_first(laps, epochs):
+    "Laps of which the first of each run, before any training, takes 0 J."
+    first, rest = laps[0].joules, [lap.joules for lap in laps[1:epochs]]
+    if rest and first > .5*sum(rest)/len(rest):
+        warnings.warn(f'The first report is of epoch 0, so it counts as untrained (0 J), but {first:.3g} J came before it, '
+            f'and {sum(rest)/len(rest):.3g} J before each of the others: count epochs from 1 where that was training.')
+    return [lap if i % epochs else scale(lap, 0.) for i, lap in enumerate(laps)]
 
 # %% ../../nbs/23_models.run.ipynb #d01
 @dataclass
@@ -457,14 +467,21 @@ def _joules_of_epochs(readings, epochs):
     se = np.hypot((1 - weight)*first['se'], weight*last['se'])
     return dict(joules=joules.tolist(), se=se.tolist()) | (dict(interpolated=True) if len(at) > 1 else {})
 
-def _deploy(trainer, model, deployment, meter, test):
-    "A deployed model whose answers were checked, and the joules that this took."
-    with meter.window() as window:
-        deployed = trainer.deploy(model, deployment, test=test)
-        for predictor in deployed.predictors.values(): check_answers(predictor)
-        window.lap(predictor.work)
+@contextmanager
+def _metered(meter, spent):
+    "A window whose joules are added to a list, however it ends."
+    window = meter.window()
+    try:
+        with window: yield window
+    finally: spent += [lap.joules for lap in window.laps]
+
+def _deploy(trainer, model, deployment, window, test):
+    "A deployed model whose answers were checked."
+    deployed = trainer.deploy(model, deployment, test=test)
+    for predictor in deployed.predictors.values(): check_answers(predictor)
     if not np.isfinite(deployed.utility).all(): raise NotDeployed('its utility is not finite')
-    return deployed, window.laps[0].joules
+    window.lap(predictor.work)
+    return deployed
 
 # %% ../../nbs/23_models.run.ipynb #d02
 def read_deployments(
@@ -477,24 +494,27 @@ def read_deployments(
 ) -> list: # dicts: deployment, batch, threads, unit, epochs, utility, joules (per 1,000 answers), se, spent; or skipped
     "The utility and the energy of each deployment; where one is skipped, why."
     def read(deployment):
-        threads = deployment.threads or trainer.threads
+        threads, spent = deployment.threads or trainer.threads, []
         name = dict(deployment=deployment.name, batch=deployment.batch, threads=threads)
         try:
-            with limit_threads(threads): return name | _read(trainer, model, deployment, meter, seconds, test)
+            with limit_threads(threads):
+                with _metered(meter, spent) as window: deployed = _deploy(trainer, model, deployment, window, test)
+                found = _read(deployed, meter, seconds, spent)
         except MeterError: raise
-        except NotDeployed as e: return name | dict(skipped=str(e))
-        except Exception as e: return name | dict(skipped=f'predict failed ({type(e).__name__}: {_first_line(e)})')
+        except NotDeployed as e: found = dict(skipped=str(e))
+        except Exception as e: found = dict(skipped=f'predict failed ({type(e).__name__}: {_first_line(e)})')
+        return name | found | dict(spent=math.fsum(spent))
     return [read(d) for d in trainer.deployments(model, asked)]
 
 def _first_line(error): return _message(error).strip().partition('\n')[0]
 
-def _read(trainer, model, deployment, meter, seconds, test):
-    deployed, spent = _deploy(trainer, model, deployment, meter=meter, test=test)
+def _read(deployed, meter, seconds, spent):
     readings = {e: measure_predictions(p, meter, seconds) for e, p in deployed.predictors.items()}
     found = dict(unit=deployed.unit, epochs=list(deployed.epochs), utility=list(map(float, deployed.utility)))
     found |= _joules_of_epochs(readings, deployed.epochs)
     if deployed.test is not None: found['test'] = float(deployed.test)
-    return found | dict(spent=spent + math.fsum(r['spent'] for r in readings.values()))
+    spent += [r['spent'] for r in readings.values()]
+    return found
 
 # %% ../../nbs/23_models.run.ipynb #r03
 def run_trainer(
