@@ -77,7 +77,8 @@ def _quantised_share(module):
     return sum(map(count, served))/count(module)
 
 def _check_on_cpu(name, examples):
-    if examples.device.type != 'cpu': raise NotDeployed(f'{name} runs on the CPU, and the model is on {examples.device}')
+    if examples.device.type == 'cpu': return
+    raise NotDeployed(f'{name} runs on the CPU, and the model is on {examples.device}')
 
 @contextmanager
 def _without_fast_path(): # of transformers, which reads weights that quantised layers do not have
@@ -172,7 +173,8 @@ def _is_count(value): return isinstance(value, int) and not isinstance(value, bo
 def _parse_one(entry):
     "The deployments of one entry."
     if isinstance(entry, str): entry = dict(name=entry)
-    if not isinstance(entry, dict) or 'name' not in entry: raise ValueError(f'deployments must be {_FORM}; found {entry!r}.')
+    if not isinstance(entry, dict) or 'name' not in entry:
+        raise ValueError(f'deployments must be {_FORM}; found {entry!r}.')
     for key in entry: lookup(key, ('name', 'batch', 'threads'), 'key of a deployment')
     name, threads = lookup(entry['name'], [*DEPLOYMENTS], 'deployment'), entry.get('threads')
     batches = entry.get('batch', Deployment.batch)

@@ -167,7 +167,8 @@ class NotDeployed(Exception):
 
 _TOLERANCE = .01 # difference of two answers, as a share of the largest
 
-def _as_array(answers): return answers.float().cpu().numpy() if isinstance(answers, torch.Tensor) else np.asarray(answers)
+def _as_array(answers):
+    return answers.float().cpu().numpy() if isinstance(answers, torch.Tensor) else np.asarray(answers)
 
 def check_answers(
     predictor:Predictor,

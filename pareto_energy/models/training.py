@@ -301,13 +301,15 @@ class TreeTrainer(FamilyTrainer):
             raise NotDeployed(f'{deployment.name} serves networks; scikit-learn serves boosted trees in float32 alone')
         epochs = [*self.kept]
         predictors = {e: self._predictor(model, e, deployment.batch) for e in (epochs[0], epochs[-1])}
-        return self._deployed([k.utility for k in self.kept.values()], predictors, self.test_utility(model) if test else None)
+        utility = [kept.utility for kept in self.kept.values()]
+        return self._deployed(utility, predictors, self.test_utility(model) if test else None)
 
     def _predictor(self, model, epoch, batch):
         features, scores = self.data.parts['validation'][0], self.kept[epoch].scores
         rows, trees = np.arange(batch) % len(features), first_trees(model, epoch*self.configuration['trees'])
         answers = scores[rows, 0] if self.data.task == 'regression' else model.classes_[scores[rows].argmax(1)]
-        return Predictor(self._predict_batch(trees, features[rows]), batch, float(count_parameters(trees)*batch), answers)
+        work = float(count_parameters(trees)*batch)
+        return Predictor(self._predict_batch(trees, features[rows]), batch, work, answers)
 
     def _predict_batch(self, model, batch): return lambda: model.predict(batch)
 
