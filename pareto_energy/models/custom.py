@@ -387,7 +387,7 @@ class Report(_Stretches):
         utility, # on the validation part: a number, or a function that returns it
         *unnamed, # none: what follows is given by name
         test=None, # the same for the test part
-        predict=None, # (function that predicts a batch, examples in it), or a function; or name -> one of these or a dict
+        predict=None, # (function that predicts a batch, examples in it), or a function; or name -> one of these
         epoch:float|None=None, # that the report belongs to, where not every epoch has one; 0: untrained; None: counted
         answers:int|None=None, # in a call of predict, where it is a function alone
         unit:str='predictions', # of these answers, such as tokens or images
@@ -571,6 +571,11 @@ def _warn_of_threads(name, before):
     if not left: return
     warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after "
         f"it: {', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
+def _deploy_own(deployment, epoch, utility):
+    "A loop's deployment as it is read."
+    is_counted = deployment.unit == 'predictions'
+    predictor = Predictor(deployment.predict, deployment.batch, is_counted=is_counted)
+    return Deployed([epoch], [utility], {epoch: predictor}, unit=deployment.unit)
 
 # %% ../../nbs/25_models.custom.ipynb #t01
 class LoopTrainer(Trainer):
@@ -592,7 +597,6 @@ class LoopTrainer(Trainer):
         self.threads = threads
         self.sign = sign
         self.first_utility = None # of the warm-up
-        self.last_utility = None # of the first run
 
     def warm_up(self, window):
         "Run the loop until its first report."
@@ -624,7 +628,7 @@ class LoopTrainer(Trainer):
         return report, report.utilities
 
     def _note_epochs(self, report):
-        if report.utilities: self.last_utility = report.utilities[-1]
+        if report.utilities: self.last_utility = report.utilities[-1] # of the first run
         if report.progress.are_named: self.epochs = report.epochs
         counts = 'epochs' in inspect.signature(self.train).parameters and not report.progress.are_named
         self.ended_early = counts and not report.times_stopped and 0 < len(report.epochs) < self.max_epochs
@@ -643,11 +647,8 @@ class LoopTrainer(Trainer):
 
     def deploy(self, report, deployment, test=False):
         "One of the loop's deployments, after its last epoch."
-        own, epoch = deployment.utility, report.epochs[-1]
-        utility = self.last_utility if own is None else self.sign*_parse_utility(own)
-        is_counted = deployment.unit == 'predictions'
-        predictor = Predictor(deployment.predict, deployment.batch, is_counted=is_counted)
-        return Deployed([epoch], [utility], {epoch: predictor}, unit=deployment.unit)
+        utility = self.last_utility if deployment.utility is None else self.sign*_parse_utility(deployment.utility)
+        return _deploy_own(deployment, report.epochs[-1], utility)
 
 # %% ../../nbs/25_models.custom.ipynb #t01-t
 def train_loop(

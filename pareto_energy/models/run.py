@@ -153,6 +153,7 @@ def measure_predictions(
     seconds:float=math.inf, # of reading, apart from five batches and from what the meter needs
 ) -> dict: # joules per 1,000 predictions, se, and spent joules
     "Energy of a model's predictions."
+    if not meter.update_period: seconds = math.inf # the simulated meter takes no time
     start = time.perf_counter()
     predictor.predict()
     five_batches = 5*(time.perf_counter() - start)
@@ -238,6 +239,7 @@ class Trainer:
     failed_epoch = None # epoch of a failure, where the laps do not show it
     epochs = None # of the utilities of the first run, where they are not 1, 2, …
     ended_early = False # did the first run end by itself, with reports whose epochs were counted?
+    is_untrained = property(lambda self: self.epochs == [0]) # is the only utility that before any training?
     grid = None # epochs of the first run whose models are deployed, beside the last; None: none is
 
     def warm_up(self,
@@ -340,15 +342,8 @@ class Repeats:
         while self._needs_repeat(settings, start, window): model = self._run_once(window)
         return model
 
-    @property
-    def is_untrained(self): return self.trainer.epochs == [0] # has the run no other utility?
-
-    @property
-    def starts_untrained(self): # is the first utility that of epoch 0, before any training?
-        return bool(self.trainer.epochs) and self.trainer.epochs[0] == 0
-
     def _needs_repeat(self, settings, start, window):
-        if self.repeats and self.is_untrained: return False
+        if self.repeats and self.trainer.is_untrained: return False
         if self.repeats < settings.repeats: return True
         if time.perf_counter() - start < MIN_UPDATES*window.meter.update_period: return True
         runs = per_run_totals(self.laps, self.laps_per_run)
@@ -421,7 +416,7 @@ def build_run(
     """Sum up the repeats of a run.
 
     Raises: `TrainingFailed` where a part of it that trained took 0 J."""
-    epochs, untrained = len(repeats.utilities), repeats.starts_untrained
+    epochs, untrained = len(repeats.utilities), bool(repeats.trainer.epochs) and repeats.trainer.epochs[0] == 0
     laps = repeats.laps
     if repeats.trainer.one_lap: laps = [scale(lap, 1/epochs) for lap in laps for _ in range(epochs)]
     if untrained: laps = _without_first(laps, epochs)
@@ -445,8 +440,8 @@ def _without_first(laps, epochs):
     "Laps of which the first of each run, before any training, takes 0 J."
     first, rest = laps[0].joules, [lap.joules for lap in laps[1:epochs]]
     if rest and first > .5*sum(rest)/len(rest):
-        warnings.warn(f'The first report is of epoch 0, so it counts as untrained (0 J), but {first:.3g} J came before it, '
-            f'and {sum(rest)/len(rest):.3g} J before each of the others: count epochs from 1 where that was training.')
+        warnings.warn(f'The first report is of epoch 0, so it counts as untrained (0 J), but {first:.3g} J came before '
+            f'it, and {sum(rest)/len(rest):.3g} J before each of the others: count epochs from 1 where that was training.')
     return [lap if i % epochs else scale(lap, 0.) for i, lap in enumerate(laps)]
 
 # %% ../../nbs/23_models.run.ipynb #d01
@@ -554,7 +549,7 @@ def _read_use(repeats, model, meter, settings):
     "The energy of inference, and the deployments, as in `Run`."
     trainer, asked = repeats.trainer, settings.deployments
     if not settings.with_inference and not asked: return None, []
-    seconds = math.inf if repeats.is_untrained else _READING_SHARE*math.fsum(lap.seconds for lap in repeats.laps)
+    seconds = math.inf if trainer.is_untrained else _READING_SHARE*math.fsum(lap.seconds for lap in repeats.laps)
     found = read_deployments(trainer, model, meter, asked=asked, seconds=seconds, test=settings.test)
     first = next((d for d in found if 'skipped' not in d), None)
     if first: return dict(joules=first['joules'][-1], se=first['se'][-1], spent=first['spent']), found

@@ -232,10 +232,8 @@ class TorchTrainer(FamilyTrainer):
         expected = scores[np.arange(deployment.batch) % len(scores)]
         work = float(count_parameters(model)*deployment.batch)
         predictor = Predictor(lambda: predict(batch), deployment.batch, work, expected)
-        return self._deployed(utility, {last: predictor}, self._test_deployed(deployment, predict) if test else None)
-
-    def _test_deployed(self, deployment, predict):
-        return self._utility_of(deployment.scores(predict, data_tensors(self.data, 'test', self.device)[0]), 'test')
+        read_test = lambda: deployment.scores(predict, data_tensors(self.data, 'test', self.device)[0])
+        return self._deployed(utility, {last: predictor}, self._utility_of(read_test(), 'test') if test else None)
 
     def _predict_batch(self, model, batch):
         model.eval()
