@@ -22,7 +22,7 @@ lab: install
 	$(BIN)/jupyter lab nbs
 
 bench: install
-	rm -f data/$(BENCH)/benchmark.json data/$(BENCH)/conclusions.json
+	rm -f data/$(BENCH)/benchmark.json data/$(BENCH)/conclusions.json data/$(BENCH)/readings.json
 	mkdir -p runs/$(BENCH) data/$(BENCH)
 	$(BIN)/papermill nbs/80_bench.overhead.ipynb runs/$(BENCH)/80_bench.overhead.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 

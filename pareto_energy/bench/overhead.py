@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..core import output_folder
 from ..energy.meter import load_codecarbon
 from ..models.data import load_dataset
+from ..models.deployment import DEPLOYMENTS, Deployment
 from ..models.families import DEFAULTS, get_loss
+from ..models.run import read_deployments
 from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors
 from ..front.log import KEY, SCHEMA, Metric, RefPoint, TrialLog, read_study, encode_line
 from ..front.pareto import pareto_front, trajectory_points, select_representatives
@@ -156,6 +158,31 @@ def meter_costs(
         t.stop()
     window()
     return dict(window=_costs(window, 200), tracker=_costs(tracker, 5))
+
+# %% ../../nbs/80_bench.overhead.ipynb #v01
+def deployment_costs(
+    meter, # the meter of the study
+    names:tuple=tuple(DEPLOYMENTS),
+    epochs:int=12,
+    turns:int=7, # readings of each
+) -> list: # for each deployment: joules, reading, share of training, spread and stated standard error; or skipped
+    "What the reading of each deployment costs, and how well it repeats."
+    torch.set_num_threads(1)
+    trainer = TorchTrainer('mlp', DEFAULTS['mlp'], load_dataset('digits'), seed=0)
+    trainer.grid = ()
+    with meter.window() as window: model, _ = trainer.run_once(window, epochs, evaluate=True)
+    training = sum(lap.joules for lap in window.laps)
+    seconds = .03*sum(lap.seconds for lap in window.laps) # as after a run
+    asked = tuple(Deployment(name) for name in names)
+    found = [read_deployments(trainer, model, meter, asked=asked, seconds=seconds) for _ in range(turns)]
+    return [dict(deployment=name, **_spread_of(readings, training)) for name, readings in zip(names, zip(*found))]
+
+def _spread_of(readings, training):
+    if 'skipped' in readings[0]: return dict(skipped=readings[0]['skipped'])
+    joules, spent = [r['joules'][-1] for r in readings], statistics.median(r['spent'] for r in readings)
+    stated = statistics.median(r['se'][-1]/r['joules'][-1] for r in readings)
+    return dict(joules=statistics.median(joules), reading=spent, of_training=spent/training,
+        repeats_within=statistics.stdev(joules)/statistics.fmean(joules), stated=stated)
 
 # %% ../../nbs/80_bench.overhead.ipynb #a01
 def made_up_study(

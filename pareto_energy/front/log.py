@@ -205,6 +205,9 @@ class Trial:
     @property
     def cost(self): return self.spent + (self.origin.joules or 0.) # joules of training, and of its suggestion
     @property
+    def reading_joules(self): # of reading its inference, in each of its deployments
+        return sum(d.get('spent', 0.) for d in self.run.get('deployments') or [self.run.get('inference') or {}])
+    @property
     def suggestion_joules(self): # of its suggestion, and of the one that ended its search
         return (self.origin.joules or 0.) + (self.search_end.joules if self.search_end else 0.)
 
@@ -260,15 +263,18 @@ def check_run(
     try: utility, joules, se = (np.asarray(run[k], float) for k in ('utility', 'joules', 'se'))
     except (KeyError, TypeError, ValueError) as e: raise ValueError('has a run without utility, joules and se') from e
     same_length = utility.ndim == 1 and 0 < len(utility) and utility.shape == joules.shape == se.shape
-    if not same_length or not isinstance(run.get('repeats'), int) or not _is_trajectory(utility, joules):
-        raise ValueError('has a run whose epochs make no trajectory')
     epochs = run.get('epochs')
-    if epochs is not None and (len(epochs) != len(utility) or not all(np.diff([0, *epochs]) > 0)):
+    is_untrained = bool(epochs) and epochs[0] == 0 # before any training: 0 J
+    is_whole = same_length and isinstance(run.get('repeats'), int)
+    if not is_whole or not _is_trajectory(utility, joules, is_untrained):
+        raise ValueError('has a run whose epochs make no trajectory')
+    if epochs is not None and (len(epochs) != len(utility) or epochs[0] < 0 or not all(np.diff(epochs) > 0)):
         raise ValueError('has a run whose epochs are not in order')
 
-def _is_trajectory(utility, joules):
+def _is_trajectory(utility, joules, is_untrained):
     finite = np.isfinite(utility).all() and np.isfinite(joules).all()
-    return finite and joules[0] > 0 and (np.diff(joules) >= 0).all()
+    starts = joules[0] == 0 if is_untrained else joules[0] > 0
+    return finite and starts and (np.diff(joules) >= 0).all()
 
 # %% ../../nbs/30_front.log.ipynb #w02
 FORMER_SCHEMAS = (2,)

@@ -10,13 +10,16 @@ import ast, copy, enum, gc, hashlib, inspect, math, os, random, signal, sys, sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, GeneratorType, ModuleType
 import numpy as np
 import torch
 from ..energy.meter import Meter
-from .run import Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, limit_threads, run_trainer
+from ..core import lookup
+from .run import (Deployed, Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed,
+    limit_threads, run_trainer)
 
 # %% ../../nbs/25_models.custom.ipynb #l06
 _LOOP_ARGUMENTS = ('report', 'seed', 'epochs', 'data')
@@ -217,17 +220,39 @@ def _read_utility(value, what): # it may be nan
     except (TypeError, ValueError) as e:
         raise ValueError(f'the {what} must be a number, or a function that gives one, not {value!r}') from e
 
-def _parse_predictor(predict):
-    """How a model predicts, from a function and the number of examples that it answers.
+@dataclass(frozen=True)
+class _LoopDeployment:
+    "A way of using a model that its loop provides."
+    name: str
+    predict: object # function without arguments that answers a batch
+    batch: int # answers in it
+    unit: str = 'predictions'
+    utility: object = None # as in a report; None: that of the run
+    threads: int|None = None # those of the run
 
-    Raises: `ValueError` where it is no such pair."""
-    if predict is None: return None
+def _parse_predictor(predict, answers=None):
+    """A function that predicts, and the number of its answers.
+
+    Raises: `ValueError` where they are not given."""
     try:
-        function, examples = predict
+        function, examples = (predict, answers) if callable(predict) else predict
         n = int(examples) if np.ndim(examples) == 0 else len(examples)
     except (TypeError, ValueError): function, n = None, 0
-    if callable(function) and n > 0: return Predictor(function, n)
-    raise ValueError(f'predict must be a function and the number of examples that it answers, above 0, not {predict!r}')
+    if callable(function) and n > 0: return function, n
+    raise ValueError('predict must be a function and the number of examples that it answers, above 0, as in '
+        f'predict=(function, 256), not {predict!r}')
+
+def _parse_deployments(predict, answers=None, unit='predictions'):
+    """The deployments of a report: one, or several by their names.
+
+    Raises: `ValueError` where one is not a function with a number of answers, or has an unknown key."""
+    def parse(name, value):
+        how = value if isinstance(value, dict) else dict(predict=value)
+        for key in how: lookup(key, ('predict', 'answers', 'unit', 'utility'), f'key of the deployment {name}')
+        function, n = _parse_predictor(how.get('predict'), how.get('answers', answers))
+        return _LoopDeployment(str(name), function, batch=n, unit=how.get('unit', unit), utility=how.get('utility'))
+    if predict is None: return ()
+    return tuple(parse(*item) for item in (predict if isinstance(predict, dict) else dict(default=predict)).items())
 
 # %% ../../nbs/25_models.custom.ipynb #r02a
 def _read_epoch(epoch): # nan where it is none
@@ -260,13 +285,14 @@ class ReportedEpochs:
         Raises: `ValueError` for one that does not come next."""
         if self.epochs and (epoch is not None) != self.are_named:
             raise ValueError('some reports name their epoch and others do not: let all of them do so, or none')
-        if epoch is None: return len(self.epochs) + 1
+        if epoch is None: return len(self.epochs) + (self.max_epochs > 0)
         number = _read_epoch(epoch)
         if not self.epochs and number > self.max_epochs:
             raise ValueError(f'the first report is of the epoch {number}, but the run has {self.max_epochs}: '
                 'give the number of the epoch, not of the step, and train no longer than epochs')
-        if number > self.last: return number
-        least = f'above that of the report before, {self.last}' if self.epochs else 'above 0: epochs count from 1'
+        if number > self.last or (number == 0 and not self.epochs): return number
+        least = 'from 0, which is before any training'
+        if self.epochs: least = f'above that of the report before, {self.last}'
         raise ValueError(f'the epoch of a report must be a number {least}; found {epoch!r}')
 
     def add(self, epoch:float, is_named:bool):
@@ -350,7 +376,7 @@ class Report(_Stretches):
         self.stopping_rule = stopping_rule or StoppingRule()
         self.utilities = []
         self.test_utility = None # of the last report
-        self.predictor = None
+        self.deployments = () # of the last report
         self.times_stopped = 0
         self.start = time.perf_counter()
 
@@ -361,8 +387,10 @@ class Report(_Stretches):
         utility, # on the validation part: a number, or a function that returns it
         *unnamed, # none: what follows is given by name
         test=None, # the same for the test part
-        predict=None, # (function that predicts a batch, examples in it)
-        epoch:float|None=None, # that the report belongs to, where not every epoch has one; None: counted
+        predict=None, # (function that predicts a batch, examples in it), or a function; or name -> one of these
+        epoch:float|None=None, # that the report belongs to, where not every epoch has one; 0: untrained; None: counted
+        answers:int|None=None, # in a call of predict, where it is a function alone
+        unit:str='predictions', # of these answers, such as tokens or images
     ):
         """Report how good the model is.
 
@@ -377,8 +405,8 @@ class Report(_Stretches):
         self.pause(number - self.progress.last)
         if self.evaluate: self.utilities.append(self.sign*_parse_utility(utility))
         if self.test: self.test_utility = test and _read_utility(test, 'test utility')
-        self.progress.add(number, is_named=epoch is not None)
-        self.predictor = _parse_predictor(predict)
+        self.progress.add(number, is_named=epoch is not None or number == 0)
+        self.deployments = _parse_deployments(predict, answers, unit)
         self.window.exclude(ends_lap=True)
         self.epoch_ended = False
         if self.progress.is_complete or self._stops_early(): self._stop()
@@ -457,8 +485,6 @@ def _close(generator):
     try: generator.close()
     except RuntimeError as e: # a bare `except:` around its yield
         if 'ignored GeneratorExit' not in str(e): raise
-
-
 
 # %% ../../nbs/25_models.custom.ipynb #d01-x
 @contextmanager
@@ -545,6 +571,11 @@ def _warn_of_threads(name, before):
     if not left: return
     warnings.warn(f"Threads that the loop {name} began go on after its run, and their work counts in the runs after "
         f"it: {', '.join(sorted(left))}. Let the loop end them.", stacklevel=2)
+def _deploy_own(deployment, epoch, utility):
+    "A loop's deployment as it is read."
+    is_counted = deployment.unit == 'predictions'
+    predictor = Predictor(deployment.predict, deployment.batch, is_counted=is_counted)
+    return Deployed([epoch], [utility], {epoch: predictor}, unit=deployment.unit)
 
 # %% ../../nbs/25_models.custom.ipynb #t01
 class LoopTrainer(Trainer):
@@ -597,6 +628,7 @@ class LoopTrainer(Trainer):
         return report, report.utilities
 
     def _note_epochs(self, report):
+        if report.utilities: self.last_utility = report.utilities[-1] # of the first run
         if report.progress.are_named: self.epochs = report.epochs
         counts = 'epochs' in inspect.signature(self.train).parameters and not report.progress.are_named
         self.ended_early = counts and not report.times_stopped and 0 < len(report.epochs) < self.max_epochs
@@ -611,7 +643,12 @@ class LoopTrainer(Trainer):
     def test_utility(self, report):
         return None if report.test_utility is None else self.sign*_parse_utility(report.test_utility, 'test utility')
 
-    def predictor(self, report): return report.predictor
+    def deployments(self, report, asked): return report.deployments
+
+    def deploy(self, report, deployment, test=False):
+        "One of the loop's deployments, after its last epoch."
+        utility = self.last_utility if deployment.utility is None else self.sign*_parse_utility(deployment.utility)
+        return _deploy_own(deployment, report.epochs[-1], utility)
 
 # %% ../../nbs/25_models.custom.ipynb #t01-t
 def train_loop(

@@ -8,7 +8,7 @@ __all__ = ['Run', 'TrainingFailed']
 # %% ../../nbs/23_models.run.ipynb #imp
 import gc, math, time, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ..energy.meter import Meter, MeterError, average_measurements, scale, sum_measurements
@@ -39,6 +39,7 @@ class Run:
     epochs: list|None = None # that the utilities belong to; None: 1, 2, …
     diverged: str|None = None # why the training went no further, where its loss or utility became infinite or nan
     ended_early: bool = False # by itself, with fewer reports than epochs, none of which names its epoch
+    deployments: list = field(default_factory=list) # dicts, as from `read_deployments`
 
 # %% ../../nbs/23_models.run.ipynb #set
 @dataclass
@@ -48,7 +49,9 @@ class RunSettings:
     target_rel_se: float = .03 # and until its joules have this relative standard error
     max_seconds: float = 30. # seconds, after which no further repeat is started
     test: bool = False # read the test part at the end; for reported fronts only
-    with_inference: bool = False # read the energy of inference at the end
+    with_inference: bool = False # read the energy of inference at the end, as the trainer predicts
+    deployments: tuple = () # objects with name, batch and threads, as in `models.deployment`; read at the end
+    grid: tuple = () # epochs at which deployments are evaluated, beside the last
     deadline: float = math.inf # seconds of one run, after which no epoch is started
     should_continue: object = None # function of utilities, of a function that reads the joules so far, and of epochs
     stop_after: int|None = None # utilities, after which the run ends; None: it ends with its epochs
@@ -139,16 +142,54 @@ class Predictor:
     predict: object # function without arguments that predicts one batch
     batch: int # predictions in it
     work: float = 1. # multiply-adds of one batch, for the simulated meter only
+    expected: object = None # answers to the batch that were evaluated, (batch, …); None: not known
+    is_counted: bool = True # is an array of answers as long as the batch?
+
+_PILOT_SECONDS, _MAX_READING_SECONDS = .02, 5. # of reading predictions, at most
 
 def measure_predictions(
     predictor:Predictor,
     meter:Meter,
+    seconds:float=math.inf, # of reading, apart from five batches and from what the meter needs
 ) -> dict: # joules per 1,000 predictions, se, and spent joules
     "Energy of a model's predictions."
-    reading = measure_inference(
-        predictor.predict, predictor.batch, meter, seconds=.02, max_seconds=5., size=predictor.work)
+    if not meter.update_period: seconds = math.inf # the simulated meter takes no time
+    start = time.perf_counter()
+    predictor.predict()
+    five_batches = 5*(time.perf_counter() - start)
+    reading = measure_inference(predictor.predict, predictor.batch, meter, seconds=min(_PILOT_SECONDS, seconds/2),
+        max_seconds=max(min(_MAX_READING_SECONDS, seconds), five_batches), warm_up=2, size=predictor.work)
     spent = reading.joules*predictor.batch/1000*reading.repeats
     return dict(joules=reading.joules, se=reading.se, spent=spent)
+
+# %% ../../nbs/23_models.run.ipynb #i02
+class NotDeployed(Exception):
+    "A deployment that a model or a machine does not serve, or whose answers are not those that were evaluated."
+
+_TOLERANCE = .01 # difference of two answers, as a share of the largest
+
+def _as_array(answers):
+    return answers.float().cpu().numpy() if isinstance(answers, torch.Tensor) else np.asarray(answers)
+
+def check_answers(
+    predictor:Predictor,
+):
+    """Predict one batch, and compare its answers with those that were evaluated.
+
+    Raises: `NotDeployed` where there are too few or too many, or where they differ."""
+    answers, expected = predictor.predict(), predictor.expected
+    if expected is None and not (predictor.is_counted and getattr(answers, 'shape', ())): return
+    answers = _as_array(answers)
+    if np.ndim(answers) == 0 or len(answers) != predictor.batch:
+        found = len(answers) if np.ndim(answers) else 'no'
+        raise NotDeployed(f'predict gave {found} answers to a batch of {predictor.batch}')
+    if expected is None: return
+    expected = _as_array(expected)
+    if answers.shape != expected.shape:
+        raise NotDeployed(f'predict gave answers of shape {answers.shape}, but {expected.shape} was evaluated')
+    gap, largest = np.abs(answers - expected).max(), np.abs(expected).max()
+    if not gap <= _TOLERANCE*largest:
+        raise NotDeployed(f'its answers differ from those that were evaluated, by up to {gap:.3g}')
 
 # %% ../../nbs/23_models.run.ipynb #j01
 class StoppingRule:
@@ -198,6 +239,8 @@ class Trainer:
     failed_epoch = None # epoch of a failure, where the laps do not show it
     epochs = None # of the utilities of the first run, where they are not 1, 2, …
     ended_early = False # did the first run end by itself, with reports whose epochs were counted?
+    is_untrained = property(lambda self: self.epochs == [0]) # is the only utility that before any training?
+    grid = None # epochs of the first run whose models are deployed, beside the last; None: none is
 
     def warm_up(self,
         window, # of a meter
@@ -225,6 +268,23 @@ class Trainer:
         model, # from `run_once`
     ) -> Predictor|None:
         "How the model predicts; None where its inference cannot be read."
+
+    def deployments(self,
+        model, # from `run_once`
+        asked:tuple, # objects with name, batch and threads
+    ) -> tuple: # such objects
+        "What is deployed."
+        return asked
+
+    def deploy(self,
+        model, # from `run_once`
+        deployment, # one of `deployments`
+        test:bool=False, # is the test part read?
+    ) -> 'Deployed':
+        """Put a trained model to use.
+
+        Raises: `NotDeployed` where the model or the machine does not serve the deployment."""
+        raise NotDeployed('this trainer deploys nothing')
 
     def count_parameters(self,
         model, # from `run_once`
@@ -283,6 +343,7 @@ class Repeats:
         return model
 
     def _needs_repeat(self, settings, start, window):
+        if self.repeats and self.trainer.is_untrained: return False
         if self.repeats < settings.repeats: return True
         if time.perf_counter() - start < MIN_UPDATES*window.meter.update_period: return True
         runs = per_run_totals(self.laps, self.laps_per_run)
@@ -332,7 +393,7 @@ def fail_training(
     try: yield
     except (MeterError, TrainingFailed, KeyboardInterrupt, GeneratorExit): raise
     except BaseException as e: # such as a task that was cancelled
-        epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % repeats.laps_per_run + 1
+        epoch = repeats.trainer.failed_epoch or (len(repeats.laps) - 1) % max(repeats.laps_per_run, 1) + 1
         raise TrainingFailed(f'{type(e).__name__} in epoch {epoch}: {_message(e)}', repeats.spent) from e
 
 _MAX_LETTERS = 2_000 # of a reason in the log
@@ -350,17 +411,19 @@ def build_run(
     test:float|None=None, # utility on the test part
     parameters:int|None=None, # trainable ones
     inference:dict|None=None, # as in `Run`
+    deployments:list=(), # as in `Run`
 ) -> Run:
     """Sum up the repeats of a run.
 
-    Raises: `TrainingFailed` where it took 0 J."""
-    epochs = len(repeats.utilities)
+    Raises: `TrainingFailed` where a part of it that trained took 0 J."""
+    epochs, untrained = len(repeats.utilities), bool(repeats.trainer.epochs) and repeats.trainer.epochs[0] == 0
     laps = repeats.laps
     if repeats.trainer.one_lap: laps = [scale(lap, 1/epochs) for lap in laps for _ in range(epochs)]
+    if untrained: laps = _without_first(laps, epochs)
     joules, se = _trajectory(laps, epochs)
     mean = average_measurements(per_run_totals(laps, epochs))
-    total = sum_measurements(laps)
-    if not joules[0] > 0:
+    total = sum_measurements(repeats.laps)
+    if not all(j > 0 for j in joules[untrained:]):
         raise TrainingFailed('a part of the run took 0 J on this meter: let an epoch train for longer, '
             'or ask for more repeats', total.joules)
     epoch_flops = repeats.trainer.epoch_flops
@@ -371,7 +434,83 @@ def build_run(
         sources=total.sources, parts={c: p.joules for c, p in mean.parts.items()}, inference=inference or {},
         stopping_joules=math.fsum(repeats.stopping_rule.joules),
         interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
-        epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early)
+        epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early,
+        deployments=list(deployments))
+def _without_first(laps, epochs):
+    "Laps of which the first of each run, before any training, takes 0 J."
+    first, rest = laps[0].joules, [lap.joules for lap in laps[1:epochs]]
+    if rest and first > .5*sum(rest)/len(rest):
+        warnings.warn(f'The first report is of epoch 0, so it counts as untrained (0 J), but {first:.3g} J came before '
+            f'it, and {sum(rest)/len(rest):.3g} J before each of the others: count epochs from 1 where that was training.')
+    return [lap if i % epochs else scale(lap, 0.) for i, lap in enumerate(laps)]
+
+# %% ../../nbs/23_models.run.ipynb #d01
+@dataclass
+class Deployed:
+    "A trained model in use."
+    epochs: list # at which it was evaluated
+    utility: list # on the validation part, at these epochs
+    predictors: dict # epoch -> `Predictor` that is read: the last, or the first and the last
+    unit: str = 'predictions' # of its answers
+    test: float|None = None # utility on the test part at the last epoch, where that is read
+
+def _joules_of_epochs(readings, epochs):
+    "Joules and standard error at each epoch, from readings at one or two of them."
+    at = sorted(readings)
+    weight = np.interp(epochs, at, np.linspace(0, 1, len(at))) if len(at) > 1 else np.ones(len(epochs))
+    first, last = readings[at[0]], readings[at[-1]]
+    joules = (1 - weight)*first['joules'] + weight*last['joules']
+    se = np.hypot((1 - weight)*first['se'], weight*last['se'])
+    return dict(joules=joules.tolist(), se=se.tolist()) | (dict(interpolated=True) if len(at) > 1 else {})
+
+@contextmanager
+def _metered(meter, spent):
+    "A window whose joules are added to a list, however it ends."
+    window = meter.window()
+    try:
+        with window: yield window
+    finally: spent += [lap.joules for lap in window.laps]
+
+def _deploy(trainer, model, deployment, window, test):
+    "A deployed model whose answers were checked."
+    deployed = trainer.deploy(model, deployment, test=test)
+    for predictor in deployed.predictors.values(): check_answers(predictor)
+    if not np.isfinite(deployed.utility).all(): raise NotDeployed('its utility is not finite')
+    window.lap(predictor.work)
+    return deployed
+
+# %% ../../nbs/23_models.run.ipynb #d02
+def read_deployments(
+    trainer:Trainer,
+    model, # from its last run
+    meter:Meter,
+    asked:tuple, # objects with name, batch and threads; threads may be None: those of the trainer
+    seconds:float=math.inf, # of reading, as in `measure_predictions`
+    test:bool=False, # is the test part read?
+) -> list: # dicts: deployment, batch, threads, unit, epochs, utility, joules (per 1,000 answers), se, spent; or skipped
+    "The utility and the energy of each deployment; where one is skipped, why."
+    def read(deployment):
+        threads, spent = deployment.threads or trainer.threads, []
+        name = dict(deployment=deployment.name, batch=deployment.batch, threads=threads)
+        try:
+            with limit_threads(threads):
+                with _metered(meter, spent) as window: deployed = _deploy(trainer, model, deployment, window, test)
+                found = _read(deployed, meter, seconds, spent)
+        except MeterError: raise
+        except NotDeployed as e: found = dict(skipped=str(e))
+        except Exception as e: found = dict(skipped=f'predict failed ({type(e).__name__}: {_first_line(e)})')
+        return name | found | dict(spent=math.fsum(spent))
+    return [read(d) for d in trainer.deployments(model, asked)]
+
+def _first_line(error): return _message(error).strip().partition('\n')[0]
+
+def _read(deployed, meter, seconds, spent):
+    readings = {e: measure_predictions(p, meter, seconds) for e, p in deployed.predictors.items()}
+    found = dict(unit=deployed.unit, epochs=list(deployed.epochs), utility=list(map(float, deployed.utility)))
+    found |= _joules_of_epochs(readings, deployed.epochs)
+    if deployed.test is not None: found['test'] = float(deployed.test)
+    spent += [r['spent'] for r in readings.values()]
+    return found
 
 # %% ../../nbs/23_models.run.ipynb #r03
 def run_trainer(
@@ -385,15 +524,16 @@ def run_trainer(
     Raises: `TrainingFailed` where the training raises an exception, and `MeterError` where the meter does."""
     rule = StoppingRule(settings.deadline, settings.should_continue)
     repeats = Repeats(trainer, epochs, stopping_rule=rule, stop_after=settings.stop_after)
-    inference = None
+    trainer.grid = settings.grid if settings.deployments else None
     with fail_training(repeats), _spare_existing_objects(meter):
         with meter.window(settings.target_rel_se) as window:
             repeats.laps = window.laps
             trainer.warm_up(window)
             model = repeats.until_precise(window, settings)
-        if settings.with_inference: inference = _measure_inference(trainer, model, meter)
+        inference, deployments = _read_use(repeats, model, meter, settings)
         test = trainer.test_utility(model) if settings.test else None
-    return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference)
+    return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference,
+        deployments=deployments)
 
 @contextmanager
 def _spare_existing_objects(meter):
@@ -403,12 +543,17 @@ def _spare_existing_objects(meter):
     try: yield
     finally: gc.unfreeze()
 
-def _measure_inference(trainer, model, meter):
-    predictor = trainer.predictor(model)
-    if predictor is None: return None
-    try:
-        with limit_threads(trainer.threads): return measure_predictions(predictor, meter)
-    except MeterError: raise
-    except Exception as e: # a training that has ended well is not lost
-        warnings.warn(f'predict failed ({type(e).__name__}: {e}), so the energy of inference is not read.')
-        return None
+_READING_SHARE = .03 # of the seconds of a training, for reading one deployment
+
+def _read_use(repeats, model, meter, settings):
+    "The energy of inference, and the deployments, as in `Run`."
+    trainer, asked = repeats.trainer, settings.deployments
+    if not settings.with_inference and not asked: return None, []
+    seconds = math.inf if trainer.is_untrained else _READING_SHARE*math.fsum(lap.seconds for lap in repeats.laps)
+    found = read_deployments(trainer, model, meter, asked=asked, seconds=seconds, test=settings.test)
+    first = next((d for d in found if 'skipped' not in d), None)
+    if first: return dict(joules=first['joules'][-1], se=first['se'][-1], spent=first['spent']), found
+    if found: warnings.warn(f"{found[0]['skipped']}, so the energy of inference is not read.")
+    predictor = None if asked else trainer.predictor(model)
+    if predictor is None: return None, found
+    with limit_threads(trainer.threads): return measure_predictions(predictor, meter, seconds), found

@@ -6,7 +6,7 @@
 __all__ = ['train']
 
 # %% ../../nbs/24_models.training.ipynb #imp
-import inspect, math, time
+import copy, inspect, math, time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ..energy.meter import Meter
 from .data import Dataset, reduce_data, get_metric
 from .families import build_model, get_loss, count_parameters
-from .run import Diverged, Predictor, Run, RunSettings, StoppingRule, Trainer, fork_seed, run_trainer, torch_threads
+from .run import (Deployed, Diverged, NotDeployed, Predictor, Run, RunSettings, StoppingRule, Trainer,
+    fork_seed, run_trainer, torch_threads)
 
 # %% ../../nbs/24_models.training.ipynb #c06
 @lru_cache(64)
@@ -120,6 +121,13 @@ def init_run(
 _INFERENCE_BATCH = 256 # predictions at a time, where inference is read
 
 @dataclass
+class _Kept:
+    "What is left of an epoch, for deployments."
+    utility: float
+    scores: np.ndarray # of the validation part, (n, outputs)
+    state: dict|None = None # of a network: name -> tensor
+
+@dataclass
 class FamilyTrainer(Trainer):
     "One configuration of a family on a dataset."
     family: str # a name in `models.families.FAMILIES`
@@ -131,6 +139,7 @@ class FamilyTrainer(Trainer):
     threads: int = 1 # of the CPU, where the configuration doesn't say
 
     def __post_init__(self):
+        self.kept = {} # epoch -> `_Kept`, of the first run
         self.threads = self.configuration.get('threads', self.threads)
         shrink, fraction = self.configuration.get('shrink', 1), self.configuration.get('fraction', 1.)
         self.metric = get_metric(self.data, self.utility)
@@ -144,6 +153,15 @@ class FamilyTrainer(Trainer):
         batch = features[np.arange(_INFERENCE_BATCH) % len(features)]
         work = float(count_parameters(model)*_INFERENCE_BATCH)
         return Predictor(self._predict_batch(model, batch), _INFERENCE_BATCH, work)
+
+    def _keep(self, epoch, utility, scores, state=None):
+        "Keep an epoch of the grid, and the last one, where something is to be deployed."
+        if self.grid is None: return
+        self.kept = {e: kept for e, kept in self.kept.items() if e in self.grid}
+        self.kept[epoch] = _Kept(utility, scores, state)
+
+    def _deployed(self, utility, predictors, test):
+        return Deployed([*self.kept], utility, predictors, test=test)
 
 # %% ../../nbs/24_models.training.ipynb #c15a
 class TorchTrainer(FamilyTrainer):
@@ -172,7 +190,7 @@ class TorchTrainer(FamilyTrainer):
                     raise Diverged(f'{e} in epoch {epoch + 1}', model, utilities) from e
                 window.lap(work)
                 if not evaluate: continue
-                utilities.append(self._utility(model, 'validation'))
+                utilities.append(self._evaluate(model, epoch + 1))
                 window.exclude()
                 if rule.ends_run(window, utilities, start): break
         return model, utilities
@@ -187,9 +205,35 @@ class TorchTrainer(FamilyTrainer):
         loss = get_loss(self.family, self.data.task)
         _train_epoch(model, optimiser, loss, examples, self.configuration['batch'], generator, self._autocast())
 
-    def _utility(self, model, part):
-        features, _ = data_tensors(self.data, part, self.device)
-        return self.metric(predict_scores(model, features, self._autocast()), self.data.parts[part][1])
+    def _utility(self, model, part): return self._utility_of(self._scores(model, part), part)
+
+    def _utility_of(self, scores, part): return self.metric(scores, self.data.parts[part][1])
+
+    def _scores(self, model, part):
+        return predict_scores(model, data_tensors(self.data, part, self.device)[0], self._autocast())
+
+    def _evaluate(self, model, epoch):
+        scores = self._scores(model, 'validation')
+        utility = self._utility_of(scores, 'validation')
+        if self.grid is not None:
+            self._keep(epoch, utility, scores, {name: v.clone() for name, v in model.state_dict().items()})
+        return utility
+
+    def deploy(self, model, deployment, test=False):
+        "Each kept epoch, as the deployment computes it; in float32 that is what the run has evaluated."
+        is_known = deployment.name == 'float32' and self.configuration.get('dtype') != 'bfloat16'
+        features, _ = data_tensors(self.data, 'validation', self.device)
+        batch = features[torch.arange(deployment.batch, device=self.device) % len(features)]
+        load, utility, (*_, last) = deployment.deploy(self._init_run(self.seed)[0], batch), [], self.kept
+        for epoch, kept in self.kept.items():
+            if epoch == last or not is_known: predict = load(kept.state)
+            scores = kept.scores if is_known else deployment.scores(predict, features)
+            utility.append(kept.utility if is_known else self._utility_of(scores, 'validation'))
+        expected = scores[np.arange(deployment.batch) % len(scores)]
+        work = float(count_parameters(model)*deployment.batch)
+        predictor = Predictor(lambda: predict(batch), deployment.batch, work, expected)
+        read_test = lambda: deployment.scores(predict, data_tensors(self.data, 'test', self.device)[0])
+        return self._deployed(utility, {last: predictor}, self._utility_of(read_test(), 'test') if test else None)
 
     def _predict_batch(self, model, batch):
         model.eval()
@@ -210,6 +254,16 @@ def _staged_scores(
     if data.task == 'regression': stages = (p[:, None] for p in model.staged_predict(features))
     else: stages = (np.log(np.maximum(p, 1e-12)) for p in model.staged_predict_proba(features))
     yield from (scores for n, scores in enumerate(stages, 1) if n % trees == 0)
+
+# %% ../../nbs/24_models.training.ipynb #b01-f
+def first_trees(
+    model, # trained trees
+    n:int, # boosting iterations
+): # a model with these alone, which shares them
+    "Boosted trees as they were after some iterations."
+    shorter = copy.copy(model)
+    shorter._predictors = model._predictors[:n] # private; so from scikit-learn 1.6.1 to 1.9.1
+    return shorter
 
 # %% ../../nbs/24_models.training.ipynb #b02
 class TreeTrainer(FamilyTrainer):
@@ -233,8 +287,27 @@ class TreeTrainer(FamilyTrainer):
         return self.metric(scores, self.data.parts['test'][1])
 
     def _utilities(self, model, part):
-        stages = _staged_scores(model, self.data, part, self.configuration['trees'])
-        return [self.metric(scores, self.data.parts[part][1]) for scores in stages]
+        utilities = []
+        for scores in _staged_scores(model, self.data, part, self.configuration['trees']):
+            utilities.append(self.metric(scores, self.data.parts[part][1]))
+            self._keep(len(utilities), utilities[-1], scores)
+        return utilities
+
+    def deploy(self, model, deployment, test=False):
+        "As scikit-learn predicts, with the trees of the first and of the last kept epoch."
+        if deployment.name != 'float32':
+            raise NotDeployed(f'{deployment.name} serves networks; scikit-learn serves boosted trees in float32 alone')
+        epochs = [*self.kept]
+        predictors = {e: self._predictor(model, e, deployment.batch) for e in (epochs[0], epochs[-1])}
+        utility = [kept.utility for kept in self.kept.values()]
+        return self._deployed(utility, predictors, self.test_utility(model) if test else None)
+
+    def _predictor(self, model, epoch, batch):
+        features, scores = self.data.parts['validation'][0], self.kept[epoch].scores
+        rows, trees = np.arange(batch) % len(features), first_trees(model, epoch*self.configuration['trees'])
+        answers = scores[rows, 0] if self.data.task == 'regression' else model.classes_[scores[rows].argmax(1)]
+        work = float(count_parameters(trees)*batch)
+        return Predictor(self._predict_batch(trees, features[rows]), batch, work, answers)
 
     def _predict_batch(self, model, batch): return lambda: model.predict(batch)
 
@@ -251,7 +324,7 @@ def train(
     threads:int=1, # CPU threads, where the configuration doesn't say
     device:str='cpu', # cpu, cuda, cuda:1 or mps
     utility=None, # as in `models.data.get_metric`
-    **settings, # as in `models.run.RunSettings`: repeats, target_rel_se, max_seconds, test, with_inference, …
+    **settings, # as in `models.run.RunSettings`: repeats, target_rel_se, max_seconds, test, deployments, …
 ) -> Run:
     """Train a model and keep its whole trajectory.
 

@@ -555,7 +555,7 @@ def energy_breakdown(
         'training, ended early': training(lambda t: not is_on(t) and is_early(t)),
         'training, off the front': training(lambda t: not is_on(t) and not is_early(t)),
         'repeats': sum(t.spent for t in finished) - training(lambda t: True),
-        'inference': sum(t.run.get('inference', {}).get('spent', 0.) for t in finished),
+        'inference': sum(t.reading_joules for t in finished),
         'failed': sum(t.spent for t in trials if t.status == 'failed'),
         'suggestions': sum(t.suggestion_joules for t in trials),
         'retraining': sum(r['spent'] for t in trials for r in t.retrained)}

@@ -12,6 +12,7 @@ from ..core import lookup, output_folder, read_or_compute, study_path, write_tex
 from ..energy.counters import METERS
 from ..energy.calibration import MACHINE_POLICIES
 from ..models.data import METRICS, check_dataset_name
+from ..models.deployment import parse_deployments
 from ..models.families import SPACES
 from ..front.log import ENERGY_KINDS, current_hyperparameters
 from ..search.trajectory import STRATEGIES
@@ -45,6 +46,8 @@ def _data(v):
     if isinstance(v, dict) and 'path' in v: return None
     return 'a mapping with a path, as in {path: income.csv, target: income}'
 
+def _deployments(v): parse_deployments(v)
+
 def _optional(check): return lambda v: None if v is None else check(v)
 
 def _one_of(options, what):
@@ -74,6 +77,10 @@ class TrainingSettings:
     utility: str|None = setting(
         'a name in models.data.METRICS; by default accuracy, for a regression R²',
         _optional(_one_of(METRICS, 'utility')), None)
+    deployments: list = setting(
+        'how trained models are used: names in models.deployment.DEPLOYMENTS, or mappings with name, batch (one or a '
+        'list) and threads; a loop of your own has its own',
+        _deployments, ['float32'])
     deadline: float|None = setting(
         'seconds of one run, after which its trajectory ends or it is killed; none: no limit',
         _optional(_positive), 3600.)

@@ -618,9 +618,8 @@ def total_joules(
     trials, # of a study
 ) -> float: # joules
     "All joules in a log: training and its repeats, inference, suggestions, retraining."
-    inference = lambda t: t.run.get('inference', {}).get('spent', 0.)
     retraining = lambda t: sum(r['spent'] for r in t.retrained)
-    return sum(t.spent + t.suggestion_joules + inference(t) + retraining(t) for t in trials)
+    return sum(t.spent + t.suggestion_joules + t.reading_joules + retraining(t) for t in trials)
 
 def study_status(
     study:FamilyStudy,

@@ -15,10 +15,12 @@ from ..energy.meter import MeterError, calibration_workload, measure, measure_id
 from ..energy.counters import get_meter
 from ..energy.calibration import ReferenceMachine, calibrated_meter, measure_machine
 from ..models.data import load_dataset
+from ..models.deployment import parse_deployments
 from ..models.run import Run, TrainingFailed, torch_threads
 from ..models.space import Float, Space, sobol_points
 from ..models.training import train
 from ..front.log import Origin, Trial
+from ..front.pareto import epoch_grid
 from ..search.strategies import SearchTask
 from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 from .settings import TrainingSettings
@@ -35,7 +37,9 @@ class MeasurementSettings(TrainingSettings):
         return get_meter(self.meter, self.device)
 
     @property
-    def training(self): return dict(threads=self.threads, device=self.device, utility=self.utility, with_inference=True)
+    def training(self):
+        return dict(threads=self.threads, device=self.device, utility=self.utility,
+            deployments=parse_deployments(self.deployments))
 
 def label_and_machine(measurement:MeasurementSettings) -> tuple: # label and machine
     "What is read here, and on which machine."
@@ -115,7 +119,7 @@ def train_trial(
         run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
             repeats=measurement.repeats, target_rel_se=measurement.target_rel_se, max_seconds=measurement.max_seconds,
             deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier),
-            **measurement.training)
+            grid=tuple(epoch_grid(search.epochs)), **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     if search.energy.uses_inference and not _has_inference(run): return 'failed', dict(reason=NO_INFERENCE, spent=run.spent)
     origin = replace(trial.origin, joules=trial.origin.joules + run.stopping_joules)
@@ -139,7 +143,7 @@ def retrain(
     trial:Trial, # on the front
     epoch:float, # where it touches the front
     seed:int, # a fresh one
-) -> dict: # utility, joules, spent; where known, test, inference and a lower epoch reached; or reason and spent
+) -> dict: # utility, joules, spent; where known, test, inference, deployments, a lower epoch; or reason and spent
     "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
     try:
@@ -147,10 +151,11 @@ def retrain(
             test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
     except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
     reached = run.epochs[-1] if run.epochs else len(run.utility)
-    optional = dict(test=run.test, inference=run.inference.get('joules'), reached=reached if reached < epoch else None)
+    optional = dict(test=run.test, inference=run.inference.get('joules'), deployments=run.deployments or None,
+        reached=reached if reached < epoch else None)
     found = {k: v for k, v in optional.items() if v is not None}
     return dict(utility=run.utility[-1], joules=run.joules[-1], **found,
-        spent=run.spent + run.inference.get('spent', 0.))
+        spent=run.spent + sum(d.get('spent', 0.) for d in run.deployments or [run.inference]))
 
 # %% ../../nbs/52_run.tasks.ipynb #m02
 IDLE_SECONDS = .2 # of each of five repeats
