@@ -58,7 +58,10 @@ def _use_validation_as_test(
     "Let the validation part stand in where no test utility was given."
     retrained = [r for t in trials for r in t.retrained if 'utility' in r]
     if not retrained or any('test' in r for r in retrained): return ''
-    for r in retrained: r['test'] = r['utility']
+    for r in retrained:
+        r['test'] = r['utility']
+        for d in r.get('deployments', []):
+            if 'skipped' not in d: d['test'] = d['utility'][-1]
     return _VALIDATION
 
 # %% ../nbs/70_api.ipynb #r02

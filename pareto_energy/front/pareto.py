@@ -45,12 +45,18 @@ def trajectory_points(
 # %% ../../nbs/31_front.pareto.ipynb #en1
 DEFAULT_DEPLOYMENT = 'float32' # that of the one reading of inference that a run has
 
+def labelled_readings(
+    run:dict, # of a trial, or of a retraining
+) -> list: # of its deployments that were not skipped, each under a name of its own
+    "The deployments that were read."
+    read = [d for d in run.get('deployments', []) if 'skipped' not in d]
+    return [d | dict(deployment=_label_of(d, read)) for d in read]
+
 def inference_readings(
     trial:Trial, # finished
 ) -> list: # for each deployment a dict: deployment, epochs, utility, joules (of 1,000 predictions) and se, each a list
     "What the predictions of a trial's model take."
-    read = [d for d in trial.run.get('deployments', []) if 'skipped' not in d]
-    if read: return [_at_each_epoch(trial, d) | dict(deployment=_label_of(d, read)) for d in read]
+    if read := labelled_readings(trial.run): return [_at_each_epoch(trial, d) for d in read]
     reading, n = trial.run.get('inference'), len(trial.epochs)
     if not reading: return []
     return [dict(deployment=DEFAULT_DEPLOYMENT, epochs=trial.epochs, utility=trial.run['utility'],
@@ -65,7 +71,7 @@ def _label_of(reading, readings):
 def _at_each_epoch(trial, reading):
     "The usual deployment answers as its run was evaluated, so it counts at each epoch, and not on the grid alone."
     utility = dict(zip(trial.epochs, trial.run['utility']))
-    is_usual = reading['deployment'] == DEFAULT_DEPLOYMENT
+    is_usual = reading['deployment'].startswith(DEFAULT_DEPLOYMENT) # with any batch and threads
     if not is_usual or [utility[e] for e in reading['epochs']] != reading['utility']: return reading
     between = {key: np.interp(trial.epochs, reading['epochs'], reading[key]).tolist() for key in ('joules', 'se')}
     return reading | between | dict(epochs=trial.epochs, utility=trial.run['utility'])

@@ -18,7 +18,7 @@ from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
 from ..front.log import KEY, TRAINING, EnergyObjective, RefPoint
 from ..front.pareto import (
-    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, model_points, pareto_front, trajectory_points)
+    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, labelled_readings, model_points, pareto_front, trajectory_points)
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
 def _scale_values(values, factor): return [None if v is None else factor*v for v in values]
@@ -168,11 +168,13 @@ def no_front_message(trials:list) -> str:
 # %% ../../nbs/60_report.tables.ipynb #c11
 def _deployed(run, deployment):
     "One fresh training in one deployment; a dict without `test` where it failed."
-    read = {d['deployment']: d for d in run.get('deployments', []) if 'skipped' not in d}
+    read = {d['deployment']: d for d in labelled_readings(run)}
     if deployment not in read: return run
     d = read[deployment]
-    test = dict(test=d['test']) if 'test' in d else {}
-    return {k: v for k, v in run.items() if k != 'test'} | dict(inference=d['joules'][-1], utility=d['utility'][-1]) | test
+    is_same = d['utility'][-1] == run.get('utility') # then the test utility of the run is that of the deployment, too
+    test = d.get('test', run.get('test') if is_same else None)
+    known = {} if test is None else dict(test=test)
+    return {k: v for k, v in run.items() if k != 'test'} | dict(inference=d['joules'][-1], utility=d['utility'][-1]) | known
 
 def _summarise_retraining(trial, model, searched, energy):
     "One row of `retrained_points`; None where every fresh seed failed."
