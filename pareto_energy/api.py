@@ -6,7 +6,7 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import inspect, itertools, json, math, os, re, sys, time
+import inspect, itertools, json, math, os, re, sys, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -31,7 +31,7 @@ from .report.tables import (
     MetricScale, expected_returns, format_front, front_table, no_front_message, retrained_points)
 from .report.sentences import (
     REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence, savings_sentence)
-from .report.export import from_distributions
+from .report.export import best_of_ax, from_ax_parameters, from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
 _BELOW_EQUALS = .01
@@ -258,11 +258,10 @@ OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',
 
 _LOSSES = re.compile(r'loss|error|perplexity|deviance|\b(r?mse|mae|mape|nll|cost|wer|cer)\b')
 
-def _check_direction(optuna_study, metric):
-    "Refuse a study of Optuna that minimises, where nothing says what the loop reports."
-    minimises = optuna_study.directions[0].name == 'MINIMIZE'
+def _check_direction(what, minimises, metric):
+    "Refuse a search of another tool that minimises, where nothing says what the loop reports."
     if minimises and metric is None:
-        raise ValueError("The Optuna study minimises, and this one would maximise an accuracy: say what the loop "
+        raise ValueError(f"{what} minimises, and this study would maximise an accuracy: say what the loop "
             "reports, as in metric=Metric('loss', direction='minimise') or metric='accuracy'.")
 
 def _as_metric(metric):
@@ -483,8 +482,29 @@ class Study(OwnStudy):
         space = from_distributions(intersection_search_space(optuna_study.trials))
         if not space: raise ValueError('The trials of the Optuna study share no parameter that varies: there is '
             'nothing to search.')
-        _check_direction(optuna_study, how.get('metric'))
+        minimises = optuna_study.directions[0].name == 'MINIMIZE'
+        _check_direction('The Optuna study', minimises, how.get('metric'))
         best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
+        return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+    @classmethod
+    def from_ax(cls,
+        client, # an `ax.Client` with trials, of one objective or several
+        train, # a loop, whose configuration has the names of Ax's parameters
+        study:str, # names its folder
+        **how, # as in `Study`
+    ):
+        """Study the energy of what Ax has searched: its space, and its best configurations first.
+
+        Raises: ValueError where the client has no objective or no trial, or a parameter follows from others."""
+        experiment = client._experiment # private: Ax 1.3 shows its search space nowhere else
+        if experiment.optimization_config is None or not experiment.trials:
+            raise ValueError('The Ax client has no objective, or no trials: give one that has searched.')
+        for constraint in experiment.search_space.parameter_constraints:
+            warnings.warn(f'{constraint} of Ax is no part of this space: let the loop raise where it does not hold.')
+        (_, weight), *_ = experiment.optimization_config.objective.metric_weights
+        _check_direction('The Ax experiment', weight < 0, how.get('metric'))
+        space, best = from_ax_parameters(experiment.search_space.parameters), best_of_ax(client)
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
 
     @classmethod
