@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import need
 
 from pareto_energy import Study, load_study
 from pareto_energy.models.own_data import DataSource, prepare_data
@@ -83,22 +84,61 @@ def test_groups_and_time_decide_the_parts():
     assert timed.card.split == 'in order of day, 60/20/20'
 
 
-@pytest.mark.parametrize('kind', ['parquet', 'feather', 'polars', 'datasets', 'xlsx', 'torch'])
-def test_other_containers_hold_the_same_data(tmp_path, kind):
-    table = pd.DataFrame(dict(x=np.arange(100.), y=['a', 'b']*50))
-    source = tmp_path/f'table.{kind}'
-    if kind == 'parquet': pytest.importorskip('pyarrow') and table.to_parquet(source)
-    if kind == 'feather': pytest.importorskip('pyarrow') and table.to_feather(source)
-    if kind == 'xlsx': pytest.importorskip('openpyxl') and table.to_excel(source, index=False)
-    if kind == 'polars': source = pytest.importorskip('polars').from_pandas(table)
-    if kind == 'datasets': source = pytest.importorskip('datasets').Dataset.from_pandas(table)
-    if kind == 'torch':
-        import torch
-        source = torch.utils.data.TensorDataset(torch.arange(100.)[:, None], torch.arange(100) % 2)
-    same, expected = prepare_data(DataSource(source, target='y')), prepare_data(DataSource(table, target='y'))
+def mixed_table():
+    "Numbers with a gap, texts with a gap, dates, and a target."
+    colours = np.array(['red', 'blue', None])[np.arange(120) % 3]
+    return pd.DataFrame(dict(x=np.where(np.arange(120) % 7 == 0, np.nan, np.arange(120.)), colour=colours,
+        day=pd.date_range('2024-01-01', periods=120, freq='D'), n=np.arange(120) % 5, y=['a', 'b']*60))
+
+
+def hold(table, kind, path):
+    "A table in another container."
+    if kind in ('parquet', 'feather'):
+        need('pyarrow')
+        getattr(table, f'to_{kind}')(path)
+    if kind == 'xlsx':
+        need('openpyxl')
+        table.to_excel(path, index=False)
+    if kind == 'polars':
+        need('polars', 'pyarrow')
+        import polars
+        return polars.from_pandas(table)
+    if kind == 'datasets':
+        need('datasets')
+        import datasets
+        return datasets.Dataset.from_pandas(table)
+    return path
+
+
+def are_same_parts(found, expected):
     for part, (features, targets) in expected.parts.items():
-        np.testing.assert_allclose(same.parts[part][0], features, rtol=1e-5)
-        assert (same.parts[part][1] == targets).all()
+        np.testing.assert_allclose(found.parts[part][0], features, rtol=1e-5)
+        assert (found.parts[part][1] == targets).all()
+
+
+@pytest.mark.parametrize('kind', ['parquet', 'feather', 'polars', 'datasets', 'xlsx'])
+def test_other_containers_hold_the_same_data(tmp_path, kind):
+    table = mixed_table()
+    source = hold(table, kind, tmp_path/f'table.{kind}')
+    found, expected = prepare_data(DataSource(source, target='y')), prepare_data(DataSource(table, target='y'))
+    are_same_parts(found, expected)
+    assert (found.columns, found.details['missing']) == (expected.columns, expected.details['missing'])
+
+
+def test_a_dataset_of_torch_holds_the_same_data():
+    import torch
+    table = pd.DataFrame(dict(x=np.arange(100.), y=['a', 'b']*50))
+    source = torch.utils.data.TensorDataset(torch.arange(100.)[:, None], torch.arange(100) % 2)
+    are_same_parts(prepare_data(DataSource(source)), prepare_data(DataSource(table, target='y')))
+
+
+@pytest.mark.parametrize('kind', ['polars', 'datasets', 'xlsx'])
+def test_a_study_of_another_container_goes_on_only_with_the_same_data(home, kind):
+    table = mixed_table()
+    made = lambda table: Study(data=hold(table, kind, home/f'table.{kind}'), target='y', models=['logistic'], study='mine', **FEW)
+    study = made(table).run()
+    assert study.done and len(made(table).trials_so_far) == 3
+    with pytest.raises(ValueError, match='is not what the study in .* was made with'): made(table.assign(n=1))
 
 
 def program(*arguments, **how):

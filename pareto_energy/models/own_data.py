@@ -101,12 +101,16 @@ def _with_package(read, package):
     try: return read()
     except ImportError as e: raise ValueError(f'This file needs the package {package}: pip install {package}.') from e
 
+def _read_excel(path, na_values=()):
+    import pandas as pd
+    return _with_package(lambda: pd.read_excel(path, na_values=[*na_values]), 'openpyxl')
+
 def _read_file(path, source):
     import pandas as pd
     readers = {'.csv': lambda: _read_csv(path, source),
         '.parquet': lambda: _with_package(lambda: pd.read_parquet(path), 'pyarrow'),
         '.feather': lambda: _with_package(lambda: pd.read_feather(path), 'pyarrow'),
-        '.xlsx': lambda: _with_package(lambda: pd.read_excel(path, na_values=[*source.na_values]), 'openpyxl')}
+        '.xlsx': lambda: _read_excel(path, source.na_values)}
     readers |= {'.tsv': readers['.csv'], '.txt': readers['.csv'], '.data': readers['.csv'], '.pq': readers['.parquet']}
     read = lookup(path.suffix.lower(), readers, 'kind of file')
     _check_memory(path)
@@ -398,6 +402,9 @@ def _hash_files(digest, path):
     files = [path] if path.is_file() else sorted(p for p in path.glob('*/*') if p.suffix.lower() in _READERS)
     for file in files:
         digest.update(str(file.relative_to(path.parent)).encode() if path.is_dir() else b'')
+        if file.suffix.lower() == '.xlsx': # its bytes hold the time when it was saved
+            digest.update(repr(describe_value(_read_excel(file))).encode())
+            continue
         with file.open('rb') as opened: digest.update(hashlib.file_digest(opened, 'blake2b').digest())
 
 def _in_memory(data):
