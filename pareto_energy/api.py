@@ -18,7 +18,7 @@ from .models.data import constant_utility, load_dataset, metric_label
 from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
 from .models.families import SPACES, family_space, supports
-from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .models.custom import check_loop, fingerprint, loop_name, names_of_code, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import Metric, RefPoint, active_writers, read_study, read_trials
@@ -306,6 +306,14 @@ def _named_loops(train):
 def _fingerprints(loops, version): # as the loops are now, in this process
     return dict(process=os.getpid(), version=version) | {name: fingerprint(loop, version) for name, loop in loops.items()}
 
+def _warn_of_weights(loops, data):
+    "Say which loops leave the weights of the rows out."
+    for name, loop in loops.items():
+        code = getattr(loop, '__code__', None)
+        if data.weights and (code is None or 'weights' not in names_of_code(code)):
+            warnings.warn(f"{name} does not read data.weights, so the weights of the rows do not count in it: let it "
+                'use data.weights[part] in its loss and its utility.')
+
 def _models_of_data(models, ranges, data):
     "Loops by their names, and the space of each model, on data."
     if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
@@ -314,6 +322,7 @@ def _models_of_data(models, ranges, data):
     families = [m for m in models if isinstance(m, str)]
     loops = {loop_name(m): m for m in models if not isinstance(m, str)}
     for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
+    _warn_of_weights(loops, data)
     for family in families:
         lookup(family, SPACES, 'family')
         if not supports(family, data):
@@ -431,43 +440,9 @@ class OwnStudy(Results, FamilyStudy):
         if self.has_front: write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
 
-# %% ../nbs/70_api.ipynb #s03
-class Study(OwnStudy):
-    """Models of one's own, or ours on one's own data, between utility and energy.
-
-    Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before any training."""
-    def __init__(self,
-        train=None, # a loop, as in `models.custom.check_loop`; or name -> loop
-        space:dict|None=None, # its search space, as in `models.space.parse_space`; or name -> space
-        study:str='own', # names its folder
-        metric:str|Metric|None=None, # what the loop reports: a name, or a `front.log.Metric` with unit and direction
-        enqueued=(), # configurations to be trained first
-        version:str|None=None, # of the loop, which tells it from others; None: its source, and what it uses
-        restart:bool=False, # set aside what the study has measured so far
-        data=None, # to train on: a file, a folder, a table, arrays, or as in `models.own_data.DataSource`
-        target:str|None=None, # the column of a table that is predicted
-        models=None, # names of families and loops, trained on the data; by default those that often serve such data
-        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter; defaults: `OWN_DEFAULTS`
-    ):
-        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
-        own_settings = {name: settings.pop(name) for name in [*settings] if name == 'enqueued'}
-        _check_own_names(settings)
-        utility = metric if data is not None and isinstance(metric, str) else None
-        if data is None: self._take_loops(train, space)
-        else:
-            column = dict(target=target) if target else {}
-            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **column)
-            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
-            metric = metric_label(self.own_data, utility)
-        self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
-        self.metric, self.version = _as_metric(metric or 'accuracy'), version
-        self.prints = _fingerprints(self.loops, version)
-        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
-        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
-            ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
-        if restart: set_aside(self.folder)
-        _check_same_model(self)
-
+# %% ../nbs/70_api.ipynb #s03d
+class FromSearches:
+    "Studies that begin with what another tool has searched."
     @classmethod
     def from_optuna(cls,
         optuna_study, # an `optuna.Study` with trials, of one objective or several
@@ -506,6 +481,43 @@ class Study(OwnStudy):
         _check_direction('The Ax experiment', weight < 0, how.get('metric'))
         space, best = from_ax_parameters(experiment.search_space.parameters), best_of_ax(client)
         return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+# %% ../nbs/70_api.ipynb #s03
+class Study(FromSearches, OwnStudy):
+    """Models of one's own, or ours on one's own data, between utility and energy.
+
+    Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before any training."""
+    def __init__(self,
+        train=None, # a loop, as in `models.custom.check_loop`; or name -> loop
+        space:dict|None=None, # its search space, as in `models.space.parse_space`; or name -> space
+        study:str='own', # names its folder
+        metric:str|Metric|None=None, # what the loop reports: a name, or a `front.log.Metric` with unit and direction
+        enqueued=(), # configurations to be trained first
+        version:str|None=None, # of the loop, which tells it from others; None: its source, and what it uses
+        restart:bool=False, # set aside what the study has measured so far
+        data=None, # to train on: a file, a folder, a table, arrays, or as in `models.own_data.DataSource`
+        target:str|None=None, # the column of a table that is predicted
+        models=None, # names of families and loops, trained on the data; by default those that often serve such data
+        **settings, # as in `run.settings.StudySettings`, such as trials, epochs, seeds, meter; defaults: `OWN_DEFAULTS`
+    ):
+        settings = current_names(settings | (dict(enqueued=enqueued) if enqueued else {}))
+        own_settings = {name: settings.pop(name) for name in [*settings] if name == 'enqueued'}
+        _check_own_names(settings)
+        utility = metric if data is not None and isinstance(metric, str) else None
+        if data is None: self._take_loops(train, space)
+        else:
+            column = dict(target=target) if target else {}
+            self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **column)
+            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
+            metric = metric_label(self.own_data, utility)
+        self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
+        self.metric, self.version = _as_metric(metric or 'accuracy'), version
+        self.prints = _fingerprints(self.loops, version)
+        ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
+        super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
+            ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
+        if restart: set_aside(self.folder)
+        _check_same_model(self)
 
     @classmethod
     def command(cls,
