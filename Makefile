@@ -90,7 +90,7 @@ licences: install
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,integrations,bench,docs,audit]'
 	(printf '# Licences of the dependencies\n\nThe packages of constraints.txt, and what their own metadata say of their licence. `make licences` writes this page.\n\n'; \
 		$(BIN)/pip-licenses --from=mixed --format=markdown --with-system --python $(BIN)/python --packages $$(sed -n 's/==.*//p' constraints.txt) \
-		| grep '^|[ -][^ ]' | sed 's/Copyright (c) \(2017 The Python Packaging Authority (PyPA)\|Advanced Micro Devices, Inc. All rights reserved.\)/MIT, as a text of its own/; s/  */ /g; /^|[-|]*$$/s/--*/---/g') > LICENCES.md
+		| grep '^|[ -][^ ]' | sed 's/Copyright (c) \(2017 The Python Packaging Authority (PyPA)\|Advanced Micro Devices, Inc. All rights reserved.\)/MIT, as a text of its own/; s/  */ /g; s/^\(| namex .*\)| UNKNOWN/\1| Apache-2.0, as a text of its own/; /^|[-|]*$$/s/--*/---/g') > LICENCES.md
 
 # known vulnerabilities of the pinned packages; asks PyPI's advisory database
 audit: install

@@ -9,7 +9,7 @@ import nbformat
 from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
 ROOT = Path(__file__).parents[1]
-PARTS = dict(Tutorials='nbs/tutorials/*.ipynb', Core='nbs/10_*.ipynb', Energy='nbs/1[1-9]_*.ipynb', Models='nbs/2*.ipynb', Front='nbs/3*.ipynb', Search='nbs/4*.ipynb',
+PARTS = dict(Tutorials='nbs/tutorials/*.ipynb', Doors='docs/doors.md', Core='nbs/10_*.ipynb', Energy='nbs/1[1-9]_*.ipynb', Models='nbs/2*.ipynb', Front='nbs/3*.ipynb', Search='nbs/4*.ipynb',
     Running='nbs/5*.ipynb', Results='nbs/6*.ipynb', Use='nbs/7*.ipynb', Experiments='nbs/8*.ipynb', Reference='reference/*.md')
 
 
@@ -54,6 +54,8 @@ def main(source):
     shutil.copytree(ROOT/'figures/published', source/'figures/published')
     shutil.copytree(ROOT/'figures/published', source/'extra/figures/published', ignore=lambda folder, names: [n for n in names if '.' in n and not n.endswith('.html')])
     for name in ('CITATION.cff', 'LICENCES.md', 'CHANGELOG.md'): shutil.copy(ROOT/name, source)
+    (source/'docs').mkdir()
+    shutil.copy(ROOT/'docs/doors.md', source/'docs')
     (source/'reference').mkdir()
     for name, chapter in exporting(): (source/f'reference/{name}.md').write_text(reference(name, chapter), encoding='utf-8')
     (source/'explorer.md').write_text('# The explorer\n\nThe front of the quick study, found anew as you move predictions, carbon intensity and price. <a href="figures/published/quick/explorer.html">Open it alone.</a>\n\n<iframe src="figures/published/quick/explorer.html" title="explorer" width="100%" height="900" style="border: 0"></iframe>\n', encoding='utf-8')

@@ -6,7 +6,7 @@
 __all__ = ['Results', 'Study', 'load_study']
 
 # %% ../nbs/70_api.ipynb #imp
-import inspect, itertools, json, math, os, re, sys, time
+import inspect, itertools, json, math, os, re, sys, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -18,7 +18,7 @@ from .models.data import constant_utility, load_dataset, metric_label
 from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
 from .models.families import SPACES, family_space, supports
-from .models.custom import check_loop, fingerprint, loop_name, train_loop
+from .models.custom import check_loop, fingerprint, loop_name, names_of_code, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
@@ -33,7 +33,7 @@ from pareto_energy.report.tables import (
 from .report.sentences import (
     REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence,
     other_energy_sentence, recommendation_sentence, savings_sentence)
-from .report.export import from_distributions
+from .report.export import best_of_ax, from_ax_parameters, from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
 _BELOW_EQUALS = .01
@@ -273,11 +273,10 @@ OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',
 
 _LOSSES = re.compile(r'loss|error|perplexity|deviance|\b(r?mse|mae|mape|nll|cost|wer|cer)\b')
 
-def _check_direction(optuna_study, metric):
-    "Refuse a study of Optuna that minimises, where nothing says what the loop reports."
-    minimises = optuna_study.directions[0].name == 'MINIMIZE'
+def _check_direction(what, minimises, metric):
+    "Refuse a search of another tool that minimises, where nothing says what the loop reports."
     if minimises and metric is None:
-        raise ValueError("The Optuna study minimises, and this one would maximise an accuracy: say what the loop "
+        raise ValueError(f"{what} minimises, and this study would maximise an accuracy: say what the loop "
             "reports, as in metric=Metric('loss', direction='minimise') or metric='accuracy'.")
 
 def _as_metric(metric):
@@ -322,6 +321,14 @@ def _named_loops(train):
 def _fingerprints(loops, version): # as the loops are now, in this process
     return dict(process=os.getpid(), version=version) | {name: fingerprint(loop, version) for name, loop in loops.items()}
 
+def _warn_of_weights(loops, data):
+    "Say which loops leave the weights of the rows out."
+    for name, loop in loops.items():
+        code = getattr(loop, '__code__', None)
+        if data.weights and (code is None or 'weights' not in names_of_code(code)):
+            warnings.warn(f"{name} does not read data.weights, so the weights of the rows do not count in it: let it "
+                'use data.weights[part] in its loss and its utility.')
+
 def _models_of_data(models, ranges, data):
     "Loops by their names, and the space of each model, on data."
     if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
@@ -330,6 +337,7 @@ def _models_of_data(models, ranges, data):
     families = [m for m in models if isinstance(m, str)]
     loops = {loop_name(m): m for m in models if not isinstance(m, str)}
     for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
+    _warn_of_weights(loops, data)
     for family in families:
         lookup(family, SPACES, 'family')
         if not supports(family, data):
@@ -448,8 +456,50 @@ class OwnStudy(Results, FamilyStudy):
         if self.has_front: write_text(folder/'front.csv', self.front.to_csv(index=False))
         return self
 
+# %% ../nbs/70_api.ipynb #s03d
+class FromSearches:
+    "Studies that begin with what another tool has searched."
+    @classmethod
+    def from_optuna(cls,
+        optuna_study, # an `optuna.Study` with trials, of one objective or several
+        train, # a loop, whose configuration has the names of that study's parameters
+        study:str, # names its folder
+        **how, # as in `Study`
+    ):
+        """Study the energy of what Optuna has searched: its space, and its best configurations first.
+
+        Raises: ValueError where no parameter varies."""
+        from optuna.search_space import intersection_search_space
+        space = from_distributions(intersection_search_space(optuna_study.trials))
+        if not space: raise ValueError('The trials of the Optuna study share no parameter that varies: there is '
+            'nothing to search.')
+        minimises = optuna_study.directions[0].name == 'MINIMIZE'
+        _check_direction('The Optuna study', minimises, how.get('metric'))
+        best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
+        return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
+    @classmethod
+    def from_ax(cls,
+        client, # an `ax.Client` with trials, of one objective or several
+        train, # a loop, whose configuration has the names of Ax's parameters
+        study:str, # names its folder
+        **how, # as in `Study`
+    ):
+        """Study the energy of what Ax has searched: its space, and its best configurations first.
+
+        Raises: ValueError where the client has no objective or no trial, or a parameter follows from others."""
+        experiment = client._experiment # private: Ax 1.3 shows its search space nowhere else
+        if experiment.optimization_config is None or not experiment.trials:
+            raise ValueError('The Ax client has no objective, or no trials: give one that has searched.')
+        for constraint in experiment.search_space.parameter_constraints:
+            warnings.warn(f'{constraint} of Ax is no part of this space: let the loop raise where it does not hold.')
+        (_, weight), *_ = experiment.optimization_config.objective.metric_weights
+        _check_direction('The Ax experiment', weight < 0, how.get('metric'))
+        space, best = from_ax_parameters(experiment.search_space.parameters), best_of_ax(client)
+        return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
+
 # %% ../nbs/70_api.ipynb #s03
-class Study(OwnStudy):
+class Study(FromSearches, OwnStudy):
     """Models of one's own, or ours on one's own data, between utility and energy.
 
     Raises: ValueError for a loop, a space, data, a configuration or a setting that is wrong, before any training."""
@@ -484,24 +534,6 @@ class Study(OwnStudy):
             ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
         if restart: set_aside(self.folder)
         _check_same_model(self)
-
-    @classmethod
-    def from_optuna(cls,
-        optuna_study, # an `optuna.Study` with trials, of one objective or several
-        train, # a loop, whose configuration has the names of that study's parameters
-        study:str, # names its folder
-        **how, # as in `Study`
-    ):
-        """Study the energy of what Optuna has searched: its space, and its best configurations first.
-
-        Raises: ValueError where no parameter varies."""
-        from optuna.search_space import intersection_search_space
-        space = from_distributions(intersection_search_space(optuna_study.trials))
-        if not space: raise ValueError('The trials of the Optuna study share no parameter that varies: there is '
-            'nothing to search.')
-        _check_direction(optuna_study, how.get('metric'))
-        best = [{k: t.params[k] for k in space} | space.fixed for t in optuna_study.best_trials]
-        return cls(train, space, study, enqueued=best[:how.get('n_initial', OWN_DEFAULTS['n_initial'])], **how)
 
     @classmethod
     def command(cls,

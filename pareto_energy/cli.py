@@ -460,9 +460,10 @@ def new(
     name: Annotated[str, typer.Argument(help='The name of the study, and of its file.')],
     data: Annotated[Path, typer.Option(help='A table of your own.')] = None,
     target: Annotated[str, typer.Option(help='The column of the table that is predicted.')] = None,
+    weights: Annotated[str, typer.Option(help='A column that says how much each row counts.')] = None,
 ):
     "Write NAME.yaml, the file of a new study, with every parameter and its meaning."
-    with exit_on_error(2): path = write_study_file(name, data, target)
+    with exit_on_error(2): path = write_study_file(name, data=data, target=target, weights=weights)
     typer.echo(f'{path} is written. Change what you like, then: pareto-energy run {path}')
 
 @command('pareto-energy book my-book')
@@ -543,6 +544,7 @@ def find(
     metric: Annotated[str, typer.Option(
         help='Such as balanced_accuracy; default: accuracy, for a regression R².')] = None,
     task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
+    weights: Annotated[str, typer.Option(help='A column that says how much each row counts.')] = None,
     name: Annotated[str, typer.Option(help="Of the study; default: the file's.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
     energy: Annotated[str, typer.Option(help='That counts: training, inference or lifetime.')] = 'training',
@@ -552,9 +554,10 @@ def find(
 ):
     "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
     with exit_on_error(2):
-        study = _study_of_data(data, target=target, task=task, name=name, restart=restart, models=[*model] or None,
-            metric=metric, epochs=epochs, energy='lifetime' if predictions is not None else energy,
-            predictions=predictions, meter=meter)
+        parts = dict(target=target, task=task, weights=weights)
+        study = _study_of_data(data, parts, name=name, restart=restart, models=[*model] or None, metric=metric,
+            epochs=epochs, energy='lifetime' if predictions is not None else energy, predictions=predictions,
+            meter=meter)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
     typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "
@@ -565,10 +568,10 @@ def find(
     study.chart.save(chart, ppi=200)
     typer.echo(f'Chart: {chart}. Trials: {study.log_path}.')
 
-def _study_of_data(data, target, task, name, **how):
+def _study_of_data(data, parts, name, **how):
     from pareto_energy.api import Study
     from pareto_energy.models.own_data import parse_source, source_name
-    source = parse_source(data, **{k: v for k, v in dict(target=target, task=task).items() if v})
+    source = parse_source(data, **{k: v for k, v in parts.items() if v})
     return Study(data=source, study=name or source_name(source).replace(':', '-'), trials=1000, **how)
 
 def _find_within(study, minutes):

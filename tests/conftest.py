@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import tempfile
@@ -26,6 +27,21 @@ def errors_of(process, seconds=600.):
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f'{process.args} did not end within {seconds:g} s; it wrote: {process.communicate()[1]}')
+
+
+def need(*names):
+    "Skip a test whose packages are missing; in CI they must be there."
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if not missing: return
+    reason = f"{', '.join(missing)}: not installed (pip install -c constraints.txt -e '.[integrations]')"
+    if os.environ.get('CI') == 'true': pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    "Other libraries ask no server."
+    for name in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'MLFLOW_DISABLE_TELEMETRY', 'DO_NOT_TRACK'): monkeypatch.setenv(name, '1')
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
 "The doors to other libraries, each with the real package: the extra `integrations`. In CI a package that is missing is a failure."
-import importlib.util
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +6,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+
+from conftest import need
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.energy.counters import open_meter
@@ -20,18 +20,7 @@ from pareto_energy.front.log import Origin, Trial
 ROWS, BATCH, EPOCHS = 64, 16, 3
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    for name in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'MLFLOW_DISABLE_TELEMETRY', 'DO_NOT_TRACK'): monkeypatch.setenv(name, '1')
-
-
-def need(*names):
-    "Skip a test whose packages are missing; in CI they must be there."
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if not missing: return
-    reason = f"{', '.join(missing)}: not installed (pip install -c constraints.txt -e '.[integrations]')"
-    if os.environ.get('CI') == 'true': pytest.fail(reason)
-    pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures('offline')
 
 
 class BatchMeter(SimulatedMeter):

@@ -97,15 +97,15 @@ def _changed_attributes(tree):
     own = [n for n in own if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
     return {n.attr for n in own if n.value.id == 'self'}
 
-def _names_of_code(code):
+def names_of_code(code):
     "Global names that a function uses, and those of the functions inside it."
     inner = (c for c in code.co_consts if isinstance(c, CodeType))
-    return {*code.co_names}.union(*map(_names_of_code, inner))
+    return {*code.co_names}.union(*map(names_of_code, inner))
 
 def surroundings(function, tree):
     "Name -> value around a function that it uses, without what it changes itself."
     closure = inspect.getclosurevars(function).nonlocals
-    names = _names_of_code(function.__code__)
+    names = names_of_code(function.__code__)
     used = {n: v for n, v in function.__globals__.items() if n in names}
     modules = {n: used.pop(n) for n, v in [*used.items()] if isinstance(v, ModuleType)}
     own = {f'{n}.{a}': v for n, m in modules.items() if not _is_library(m) for a, v in vars(m).items() if a in names}

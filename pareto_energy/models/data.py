@@ -6,7 +6,7 @@
 __all__ = ['Dataset', 'describe_data', 'load_dataset']
 
 # %% ../../nbs/20_models.data.ipynb #imp
-import gzip, hashlib, io, json, math, os, re, tarfile, zipfile, zlib, warnings
+import gzip, hashlib, inspect, io, json, math, os, re, tarfile, zipfile, zlib, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, lru_cache
@@ -37,6 +37,7 @@ class Dataset:
     vocabulary: int = 0 # number of tokens of a text
     columns: tuple = () # columns that each column of a table became
     details: dict = field(default_factory=dict) # of data of one's own: what was found in them
+    weights: dict = field(default_factory=dict) # part -> (n,) how much each example counts; none: all alike
 
     @property
     def modality(self): return self.card.modality
@@ -52,6 +53,9 @@ class Dataset:
         if self.task == 'regression': return 1
         return 1 + max(int(targets.max()) for _, targets in self.parts.values())
 
+    def weights_of(self, part:str) -> tuple: # the last argument of a loss or a metric, where there is one
+        return (self.weights[part],) if self.weights else ()
+
     def _repr_markdown_(self):
         rows = [f'| {name} | {value} |' for name, value in describe_data(self).items()]
         return '\n'.join(['| | |', '|---|---|', *rows])
@@ -63,7 +67,7 @@ def describe_data(
     sizes = {part: len(targets) for part, (_, targets) in data.parts.items()}
     return dict(
         dataset=data.name, modality=data.modality, shape=' × '.join(map(str, data.shape)), task=data.task,
-        outputs=data.outputs, metric=_DEFAULT_METRIC[data.task], **sizes,
+        outputs=data.outputs, metric=metric_label(data) if data.weights else _DEFAULT_METRIC[data.task], **sizes,
         split=data.card.split, licence=data.card.licence, source=data.card.source,
         **{name: text for name, text in data.details.items() if name != 'record'})
 
@@ -461,10 +465,11 @@ def write_prepared(
     folder:Path, # of a study
 ):
     "Keep data in the folder of a study."
-    path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}))
+    path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}, weights={}))
     about['card'].pop('load')
-    kinds = 'features', 'targets'
-    arrays = {f'{part} {kind}': a for part, both in data.parts.items() for kind, a in zip(kinds, both)}
+    kinds = 'features', 'targets', 'weights'
+    arrays = {f'{part} {kind}': a for part, both in data.parts.items()
+        for kind, a in zip(kinds, (*both, *data.weights_of(part)))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix('.part').open('wb') as file: np.savez(file, about=json.dumps(about), **arrays)
     path.with_suffix('.part').replace(path)
@@ -476,7 +481,8 @@ def read_prepared(
     with np.load(path, allow_pickle=False) as kept:
         about = json.loads(str(kept['about']))
         parts = {p: (kept[f'{p} features'], kept[f'{p} targets']) for p in ('train', 'validation', 'test')}
-    about |= dict(card=Card(load=None, **about['card']), columns=tuple(about['columns']), parts=parts)
+        weights = {p: kept[f'{p} weights'] for p in parts if f'{p} weights' in kept}
+    about |= dict(card=Card(load=None, **about['card']), columns=tuple(about['columns']), parts=parts, weights=weights)
     return Dataset(**about)
 
 @lru_cache(4)
@@ -526,45 +532,48 @@ def get_card(
 # %% ../../nbs/20_models.data.ipynb #u01
 def _predicted_classes(scores): return scores.argmax(1)
 
-def accuracy(scores, targets):
+def accuracy(scores, targets, weights=None):
     "Share of correct predictions."
-    return float((_predicted_classes(scores) == targets).mean())
+    return float(np.average(_predicted_classes(scores) == targets, weights=weights))
 
-def balanced_accuracy(scores, targets):
+def balanced_accuracy(scores, targets, weights=None):
     "Mean over the classes of the share of correct predictions."
     from sklearn.metrics import balanced_accuracy_score
-    return float(balanced_accuracy_score(targets, _predicted_classes(scores)))
+    return float(balanced_accuracy_score(targets, _predicted_classes(scores), sample_weight=weights))
 
-def macro_f1(scores, targets):
+def macro_f1(scores, targets, weights=None):
     "Mean over the classes of the F1 score."
     from sklearn.metrics import f1_score
-    return float(f1_score(targets, _predicted_classes(scores), average='macro'))
+    return float(f1_score(targets, _predicted_classes(scores), average='macro', sample_weight=weights))
 
-def roc_auc(scores, targets):
+def roc_auc(scores, targets, weights=None):
     "Area under the ROC curve, one class against the rest where there are several."
     from scipy.special import softmax
     from sklearn.metrics import roc_auc_score
-    if scores.shape[1] == 2: return float(roc_auc_score(targets, scores[:, 1] - scores[:, 0]))
-    shares = softmax(scores.astype(float), axis=1)
-    return float(roc_auc_score(targets, shares, multi_class='ovr', labels=range(scores.shape[1])))
+    area = lambda shown, **how: float(roc_auc_score(targets, shown, sample_weight=weights, **how))
+    if scores.shape[1] == 2: return area(scores[:, 1] - scores[:, 0])
+    return area(softmax(scores.astype(float), axis=1), multi_class='ovr', labels=range(scores.shape[1]))
 
-def r2(scores, targets):
+def r2(scores, targets, weights=None):
     "Share of the variance that is explained."
     from sklearn.metrics import r2_score
-    return float(r2_score(targets, scores[:, 0]))
+    return float(r2_score(targets, scores[:, 0], sample_weight=weights))
 
 METRICS = dict(accuracy=accuracy, balanced_accuracy=balanced_accuracy, macro_f1=macro_f1, roc_auc=roc_auc, r2=r2)
 
 # %% ../../nbs/20_models.data.ipynb #u02
 def get_metric(
     data, # a `Dataset`, or the `Card` of one
-    utility=None, # a name in `METRICS`, or a function of scores (n, outputs) and targets (n,); by default the task's
+    utility=None, # a name in `METRICS`, or a function of scores (n, outputs), targets (n,) and weights (n,) where the
+        # data have some; by default the task's
     dataset:str=None, # its name as it should read in the error; by default its own
 ): # the function
     """The utility of a dataset's models.
 
-    Raises: `ValueError` where it does not exist, or does not fit the task."""
-    if callable(utility): return utility
+    Raises: `ValueError` where it does not exist, or does not fit the task or the weights."""
+    if callable(utility):
+        if getattr(data, 'weights', None): _check_takes_weights(utility, data)
+        return utility
     default = _DEFAULT_METRIC[data.task]
     name = utility or default
     function = lookup(name, METRICS, 'utility')
@@ -574,13 +583,20 @@ def get_metric(
             f'choose {default}, or a function of your own.')
     return function
 
+def _check_takes_weights(utility, data):
+    try: inspect.signature(utility).bind('scores', 'targets', 'weights')
+    except TypeError as e:
+        raise ValueError(f"{getattr(utility, '__name__', utility)} takes no weights, and the examples of {data.name} "
+            'have some: let it take scores, targets and weights, or leave the weights out.') from e
+
 def metric_label(
     data:Dataset,
     utility=None, # as in `get_metric`
 ) -> str: # as it is printed
     "The name of a dataset's utility."
     name = get_metric(data, utility).__name__
-    return dict(r2='R²', roc_auc='ROC-AUC', macro_f1='macro-F1').get(name, name.replace('_', ' '))
+    label = dict(r2='R²', roc_auc='ROC-AUC', macro_f1='macro-F1').get(name, name.replace('_', ' '))
+    return f'weighted {label}' if data.weights else label
 
 def constant_utility(
     data:Dataset,
@@ -588,9 +604,10 @@ def constant_utility(
 ) -> float:
     "Utility of the best constant prediction on the validation part."
     (_, train), (_, targets) = data.parts['train'], data.parts['validation']
-    is_regression = data.task == 'regression'
-    constant = np.zeros(1) if is_regression else np.bincount(train, minlength=data.outputs)/len(train)
-    return get_metric(data, utility)(np.tile(constant, (len(targets), 1)), targets)
+    weights = data.weights.get('train')
+    if data.task == 'regression': constant = np.zeros(1) if weights is None else np.average(train, weights=weights)
+    else: constant = np.bincount(train, weights=weights, minlength=data.outputs)/len(train)
+    return get_metric(data, utility)(np.tile(constant, (len(targets), 1)), targets, *data.weights_of('validation'))
 
 # %% ../../nbs/20_models.data.ipynb #r01
 def _shrunk(features, modality, factor):
@@ -613,4 +630,5 @@ def reduce_data(
         parts = {part: (_shrunk(f, data.modality, shrink), t) for part, (f, t) in parts.items()}
     features, targets = parts['train']
     n = max(1, round(fraction*len(targets)))
-    return replace(data, parts=parts | dict(train=(features[:n], targets[:n])))
+    weights = data.weights | {'train': w[:n] for w in data.weights_of('train')}
+    return replace(data, parts=parts | dict(train=(features[:n], targets[:n])), weights=weights)

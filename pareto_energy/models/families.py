@@ -195,19 +195,28 @@ def count_parameters(model) -> int: # of trained trees, the number of their leav
     return sum(tree.get_n_leaf_nodes() for trees in model._predictors for tree in trees)
 
 # %% ../../nbs/22_models.families.ipynb #c25
-def _hinge_loss(scores, targets): return F.multi_margin_loss(scores.float(), targets)
+def _hinge_loss(scores, targets, reduction='mean'):
+    return F.multi_margin_loss(scores.float(), targets, reduction=reduction)
 
-def _epsilon_insensitive_loss(scores, targets): return F.relu((scores[:, 0] - targets).abs() - .1).mean()
+def _epsilon_insensitive_loss(scores, targets, reduction='mean'):
+    losses = F.relu((scores[:, 0] - targets).abs() - .1)
+    return losses.mean() if reduction == 'mean' else losses
 
-def _mse_loss(scores, targets): return F.mse_loss(scores[:, 0], targets)
+def _mse_loss(scores, targets, reduction='mean'): return F.mse_loss(scores[:, 0], targets, reduction=reduction)
+
+def _with_weights(loss): # whose mean is 1 over the training part, so that a batch of small weights stays small
+    def weighted_loss(scores, targets, weights): return (weights*loss(scores, targets, reduction='none')).mean()
+    return weighted_loss
 
 def get_loss(
     family:str, # a name in `FAMILIES`
     task:str, # 'classification' or 'regression'
-): # function of scores (n, outputs) and targets (n,)
+    weighted:bool=False, # have the examples weights?
+): # function of scores (n, outputs) and targets (n,), and of weights (n,) where there are some
     "The loss that training minimises."
-    if task == 'regression': return _epsilon_insensitive_loss if family == 'svm' else _mse_loss
-    return _hinge_loss if family == 'svm' else F.cross_entropy
+    if task == 'regression': loss = _epsilon_insensitive_loss if family == 'svm' else _mse_loss
+    else: loss = _hinge_loss if family == 'svm' else F.cross_entropy
+    return _with_weights(loss) if weighted else loss
 
 # %% ../../nbs/22_models.families.ipynb #c24-02
 _DATA_PARAMETERS = dict(fraction=Float(.1, 1., log=True), shrink=Categorical([1, 2, 4]))

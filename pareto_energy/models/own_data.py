@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from ..core import lookup
 from .data import (
-    DATASETS, SPLIT_SEED, Card, Dataset, constant_utility, encode_text, get_metric, load_dataset, log_spectrograms,
+    DATASETS, SPLIT_SEED, Card, Dataset, constant_utility, encode_text, load_dataset, log_spectrograms, metric_label,
     prepared_path, read_prepared, split_data, standardise, words_of)
 from .families import MODALITIES
 from .custom import describe_value
@@ -32,6 +32,7 @@ class DataSource:
     modality: str|None = None # 'image', 'sequence', 'table' or 'text'; by default recognised
     groups: str|None = None # a column: rows with the same value stay in the same part
     time: str|None = None # a column: the test part is the latest, the validation part the one before
+    weights: str|None = None # a column: how much each row counts, in training and in the utility
     test: object = None # a test part of one's own: a file or a table like the data, or a column that is true there
     drop: tuple = () # columns that are left out
     na_values: tuple = () # texts that mean: missing
@@ -101,12 +102,16 @@ def _with_package(read, package):
     try: return read()
     except ImportError as e: raise ValueError(f'This file needs the package {package}: pip install {package}.') from e
 
+def _read_excel(path, na_values=()):
+    import pandas as pd
+    return _with_package(lambda: pd.read_excel(path, na_values=[*na_values]), 'openpyxl')
+
 def _read_file(path, source):
     import pandas as pd
     readers = {'.csv': lambda: _read_csv(path, source),
         '.parquet': lambda: _with_package(lambda: pd.read_parquet(path), 'pyarrow'),
         '.feather': lambda: _with_package(lambda: pd.read_feather(path), 'pyarrow'),
-        '.xlsx': lambda: _with_package(lambda: pd.read_excel(path, na_values=[*source.na_values]), 'openpyxl')}
+        '.xlsx': lambda: _read_excel(path, source.na_values)}
     readers |= {'.tsv': readers['.csv'], '.txt': readers['.csv'], '.data': readers['.csv'], '.pq': readers['.parquet']}
     read = lookup(path.suffix.lower(), readers, 'kind of file')
     _check_memory(path)
@@ -184,8 +189,9 @@ def check_table(
     if source.target not in table and table.shape[1] == 1:
         raise ValueError(f'The table has one column, {table.columns[0]!r}: is its delimiter none of , ; | and the '
             'tabulator?')
-    for name in filter(None, (source.target, source.groups, source.time, *source.drop)):
+    for name in filter(None, (source.target, source.groups, source.time, source.weights, *source.drop)):
         lookup(name, [*table.columns], 'column')
+    if source.weights: _check_weights(table[source.weights], source)
     for name in table: _check_column(table[name])
 
 def _check_column(column):
@@ -398,6 +404,9 @@ def _hash_files(digest, path):
     files = [path] if path.is_file() else sorted(p for p in path.glob('*/*') if p.suffix.lower() in _READERS)
     for file in files:
         digest.update(str(file.relative_to(path.parent)).encode() if path.is_dir() else b'')
+        if file.suffix.lower() == '.xlsx': # its bytes hold the time when it was saved
+            digest.update(repr(describe_value(_read_excel(file))).encode())
+            continue
         with file.open('rb') as opened: digest.update(hashlib.file_digest(opened, 'blake2b').digest())
 
 def _in_memory(data):
@@ -423,7 +432,7 @@ def source_record(source:DataSource) -> dict:
     if isinstance(source.test, (str, Path)): kept['test'] = Path(source.test).name
     return dict(name=source_name(source)) | file | kept | dict(content=content_hash(source))
 
-# %% ../../nbs/26_models.own_data.ipynb #f02
+# %% ../../nbs/26_models.own_data.ipynb #f02a
 @dataclass
 class _Raw: # data as they were read
     features: object # a DataFrame, texts, or an array
@@ -432,6 +441,47 @@ class _Raw: # data as they were read
     columns: dict # as in `split_source`
     notes: dict # what a reader should know -> text
 
+def _with_own_test(table, source):
+    "A table with its own test part below, and where that is."
+    import pandas as pd
+    if source.test is None: return table, None
+    if isinstance(source.test, str): return table.drop(columns=source.test), table[source.test].astype(bool).to_numpy()
+    test = _read_file(source.test, source) if isinstance(source.test, Path) else _in_memory(source.test)
+    if {*test} != {*table}:
+        different = sorted({*map(str, test)} ^ {*map(str, table)})
+        raise ValueError(f'The test part has other columns than the data: {different}.')
+    if source.weights: _check_weights(test[source.weights], source)
+    return pd.concat([table, test[[*table]]], ignore_index=True), np.arange(len(table) + len(test)) >= len(table)
+
+def _from_table(table, source):
+    named = {k: str(v) for k, v in dict(target=source.target, weights=source.weights).items() if v is not None}
+    table, source = table.rename(columns=str), replace(source, **named)
+    check_table(table, source)
+    if isinstance(source.test, str): lookup(source.test, [*table.columns], 'file or column of the test part')
+    table, is_test = _with_own_test(table.reset_index(drop=True), source)
+    known, notes = table[source.target].notna(), {}
+    if not known.all(): notes['rows without a target'] = f'{int((~known).sum())}, left out'
+    kept = np.flatnonzero(known)
+    if source.rows and source.rows < len(kept): kept = np.sort(np.random.default_rng(0).permutation(kept)[:source.rows])
+    table = table.iloc[kept].reset_index(drop=True)
+    roles = dict(groups=source.groups, time=source.time)
+    columns = {role: table[name].to_numpy() for role, name in roles.items() if name}
+    if source.weights: columns['weights'] = table[source.weights].to_numpy(float)
+    if is_test is not None: columns['test'] = is_test[kept]
+    features = table.drop(columns={source.target, *source.drop, *filter(None, (source.groups, source.weights))})
+    gaps = {name: f'{name} {100*share:.0f} %' for name, share in features.isna().mean().items() if share}
+    if gaps: notes['missing'] = ', '.join(gaps.values())
+    if source.weights: notes['weights'] = '{}, from {:g} to {:g}'.format(source.weights, *_range(columns['weights']))
+    return _Raw(features, table[source.target], _modality_of(features, source), columns, notes)
+
+def _range(values): return values.min(), values.max()
+
+def _modality_of(features, source):
+    if source.modality: return source.modality
+    is_text = features.shape[1] == 1 and features.iloc[:, 0].dtype.kind not in 'biufmM'
+    return 'text' if is_text and features.iloc[:, 0].astype(str).str.split().str.len().mean() >= 3 else 'table'
+
+# %% ../../nbs/26_models.own_data.ipynb #f02
 def _read(source):
     if isinstance(source.data, Path) and source.data.is_dir():
         features, labels, modality = _read_folder(source.data)
@@ -439,9 +489,16 @@ def _read(source):
     data = _read_file(source.data, source) if isinstance(source.data, Path) else _in_memory(source.data)
     return _from_arrays(data, source) if isinstance(data, tuple) else _from_table(data, source)
 
+def _refuse_columns(source): # of data without named columns
+    for role in ('groups', 'time', 'weights'):
+        if getattr(source, role):
+            raise ValueError(f'{role} names the column {getattr(source, role)!r}, and these data have no columns of that '
+                'kind: give a table of your own.')
+
 def _from_arrays(arrays, source):
     import pandas as pd
     features, targets = arrays
+    _refuse_columns(source)
     if len(features) != len(targets):
         raise ValueError(f'There are {len(features)} examples and {len(targets)} targets.')
     if targets.ndim == 2 and targets.shape[1] == 1: targets = targets[:, 0]
@@ -458,40 +515,6 @@ def _from_arrays(arrays, source):
         '(n, channels, steps) or (n, channels, height, width) were expected.')
     modality = source.modality or {3: 'sequence', 4: 'image'}[features.ndim]
     return _Raw(features.astype(float), pd.Series(targets, name='target'), modality, columns={}, notes={})
-
-def _with_own_test(table, source):
-    "A table with its own test part below, and where that is."
-    import pandas as pd
-    if source.test is None: return table, None
-    if isinstance(source.test, str): return table.drop(columns=source.test), table[source.test].astype(bool).to_numpy()
-    test = _read_file(source.test, source) if isinstance(source.test, Path) else _in_memory(source.test)
-    if {*test} != {*table}:
-        different = sorted({*map(str, test)} ^ {*map(str, table)})
-        raise ValueError(f'The test part has other columns than the data: {different}.')
-    return pd.concat([table, test[[*table]]], ignore_index=True), np.arange(len(table) + len(test)) >= len(table)
-
-def _from_table(table, source):
-    table, source = table.rename(columns=str), replace(source, target=None if source.target is None else str(source.target))
-    check_table(table, source)
-    if isinstance(source.test, str): lookup(source.test, [*table.columns], 'file or column of the test part')
-    table, is_test = _with_own_test(table.reset_index(drop=True), source)
-    known, notes = table[source.target].notna(), {}
-    if not known.all(): notes['rows without a target'] = f'{int((~known).sum())}, left out'
-    kept = np.flatnonzero(known)
-    if source.rows and source.rows < len(kept): kept = np.sort(np.random.default_rng(0).permutation(kept)[:source.rows])
-    table = table.iloc[kept].reset_index(drop=True)
-    roles = dict(groups=source.groups, time=source.time)
-    columns = {role: table[name].to_numpy() for role, name in roles.items() if name}
-    if is_test is not None: columns['test'] = is_test[kept]
-    features = table.drop(columns={source.target, *source.drop, *([source.groups] if source.groups else [])})
-    gaps = {name: f'{name} {100*share:.0f} %' for name, share in features.isna().mean().items() if share}
-    if gaps: notes['missing'] = ', '.join(gaps.values())
-    return _Raw(features, table[source.target], _modality_of(features, source), columns, notes)
-
-def _modality_of(features, source):
-    if source.modality: return source.modality
-    is_text = features.shape[1] == 1 and features.iloc[:, 0].dtype.kind not in 'biufmM'
-    return 'text' if is_text and features.iloc[:, 0].astype(str).str.split().str.len().mean() >= 3 else 'table'
 
 # %% ../../nbs/26_models.own_data.ipynb #f03
 def prepare_data(
@@ -510,8 +533,10 @@ def prepare_data(
     features, encoding, found = _encode(raw, parts['train'], codes, task)
     targets = standardise(codes, parts['train']) if task == 'regression' else codes.astype(np.int64)
     card = Card(raw.modality, task, split, licence='of your own', source=_where_from(source), load=None)
-    data = Dataset(source_name(source), card, {p: (features[i], targets[i]) for p, i in parts.items()}, **encoding)
-    baseline = f'{get_metric(data).__name__} {constant_utility(data):.3f} on the validation part'
+    weights = {} if source.weights is None else _weights_of_parts(raw.columns['weights'], source.weights, parts)
+    examples = {p: (features[i], targets[i]) for p, i in parts.items()}
+    data = Dataset(source_name(source), card, examples, weights=weights, **encoding)
+    baseline = f'{metric_label(data)} {constant_utility(data):.3f} on the validation part'
     counts = zip(labels, np.bincount(codes)) if len(labels) else []
     details = dict(target=str(raw.targets.name), classes=', '.join(f'{label} {count}' for label, count in counts))
     details |= {'best constant prediction': baseline} | raw.notes | found
@@ -535,6 +560,40 @@ def _encode(raw, train, codes, task):
         return features, dict(vocabulary=vocabulary), {}
     return standardise(raw.features, train), {}, {}
 
+# %% ../../nbs/26_models.own_data.ipynb #w01e
+def _check_weights(column, source):
+    import pandas as pd
+    name = column.name
+    if name in (source.target, source.groups, source.time):
+        raise ValueError(f'The column {name!r} is named as weights and as something else: weights need a column alone.')
+    is_text = column.notna() & (pd.to_numeric(column, errors='coerce').isna() | (column.dtype.kind in 'mM'))
+    if is_text.any():
+        row = _first_row(column, is_text)
+        raise ValueError(f'The weight {name!r} is {str(column.iloc[row - 1])!r} in row {row}: give each row a number '
+            'from 0.')
+    column = pd.to_numeric(column)
+    missing, wrong = column.isna(), (column.fillna(0) < 0) | (column == np.inf)
+    if missing.any():
+        raise ValueError(f'The weight {name!r} is missing in row {_first_row(column, missing)}: give each row a number, '
+            '0 where it should not count.')
+    if wrong.any():
+        row = _first_row(column, wrong)
+        raise ValueError(f'The weight {name!r} is {column.iloc[row - 1]:g} in row {row}: give each row a number from 0.')
+    if not column.any():
+        raise ValueError(f'The weights {name!r} are 0 in all rows, from row 1 on: give a number above 0 to those that '
+            'should count.')
+
+def _weights_of_parts(weights, name, parts):
+    """Weights of each part, whose mean is 1 in training.
+
+    Raises: ValueError where all of a part are 0."""
+    for part, index in parts.items():
+        if not weights[index].any():
+            raise ValueError(f'The weights {name!r} are 0 in all rows of the {part} part: give a number above 0 to more '
+                'rows, or split in another way.')
+    scaled = (weights/weights[parts['train']].mean()).astype(np.float32)
+    return {part: scaled[index] for part, index in parts.items()}
+
 # %% ../../nbs/26_models.own_data.ipynb #k01
 def find_data(
     data, # as in `parse_source`
@@ -552,7 +611,9 @@ def find_data(
         dataset = read_prepared(kept[0])
         return dataset, dataset.details['record']
     record = source_record(source)
-    if is_dataset_name(source.data): return load_dataset(source.data), record
+    if is_dataset_name(source.data):
+        _refuse_columns(source)
+        return load_dataset(source.data), record
     path = prepared_path(record['name'], folder)
     dataset = read_prepared(path) if path in kept else None
     before = dataset.details['record'] if dataset else recorded

@@ -25,18 +25,18 @@ def data_tensors(
     data:Dataset,
     part:str, # 'train', 'validation' or 'test'
     device:str='cpu', # cpu, cuda, cuda:1 or mps
-) -> tuple: # features and targets on the device
+) -> tuple: # features and targets on the device, and weights where the examples have some
     "One part of a dataset as tensors, moved once."
-    return tuple(torch.from_numpy(a).to(device) for a in data.parts[part])
+    return tuple(torch.from_numpy(a).to(device) for a in (*data.parts[part], *data.weights_of(part)))
 
 # %% ../../nbs/24_models.training.ipynb #c08
 _GATHERED_EXAMPLES = 4096 # examples fetched at once, about
 
-def _shuffled_batches(features, targets, batch, generator):
-    "Every example once, in random order: pairs of features and targets."
-    order = torch.randperm(len(targets), generator=generator, device=generator.device)
+def _shuffled_batches(*examples, batch, generator):
+    "Every example once, in random order: features and targets, and weights where there are some."
+    order = torch.randperm(len(examples[1]), generator=generator, device=generator.device)
     for index in order.split(batch*max(1, _GATHERED_EXAMPLES//batch)):
-        yield from zip(features[index].split(batch), targets[index].split(batch))
+        yield from zip(*(values[index].split(batch) for values in examples))
 
 # %% ../../nbs/24_models.training.ipynb #c08c
 def _autocast_context(configuration, device='cpu'):
@@ -74,12 +74,12 @@ def _set_lr(optimiser, configuration, epoch):
 
 # %% ../../nbs/24_models.training.ipynb #c09b
 def _train_epoch(model, optimiser, loss_function, examples, batch, generator, autocast=nullcontext()):
-    "Train on every example (features, targets) once; the optimiser has the model as one vector."
+    "Train on every example (features, targets, weights) once; the optimiser has the model as one vector."
     vector = optimiser.param_groups[0]['params'][0]
     step = torch.no_grad()(inspect.unwrap(type(optimiser).step))
-    for x, y in _shuffled_batches(*examples, batch, generator):
+    for x, *wanted in _shuffled_batches(*examples, batch=batch, generator=generator):
         vector.grad.zero_()
-        with autocast: loss = loss_function(model(x), y)
+        with autocast: loss = loss_function(model(x), *wanted)
         loss.backward()
         step(optimiser)
     if not math.isfinite(loss.item()): raise FloatingPointError(f'the loss became {loss.item()}')
@@ -98,10 +98,10 @@ def predict_scores(
     return scores.float().cpu().numpy()
 
 # %% ../../nbs/24_models.training.ipynb #f02
-def _count_step_flops(model, loss_function, features, targets):
+def _count_step_flops(model, loss_function, features, *wanted):
     "Floating-point operations of one training step on these examples, forwards and backwards."
     from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter: loss_function(model(features), targets).backward()
+    with FlopCounterMode(display=False) as counter: loss_function(model(features), *wanted).backward()
     return counter.get_total_flops()
 
 # %% ../../nbs/24_models.training.ipynb #c14
@@ -145,6 +145,9 @@ class FamilyTrainer(Trainer):
         self.metric = get_metric(self.data, self.utility)
         self.data = reduce_data(self.data, shrink, fraction)
 
+    def measure_utility(self, scores, part):
+        return self.metric(scores, self.data.parts[part][1], *self.data.weights_of(part))
+
     def count_parameters(self, model): return count_parameters(model)
 
     def predictor(self, model):
@@ -167,12 +170,11 @@ class FamilyTrainer(Trainer):
 class TorchTrainer(FamilyTrainer):
     "Train a network, each epoch a lap."
     def warm_up(self, window):
-        features, targets = data_tensors(self.data, 'train', self.device)
+        examples = data_tensors(self.data, 'train', self.device)
+        first = lambda n: tuple(values[:n] for values in examples)
         model, optimiser, generator = self._init_run(seed=0)
-        loss = get_loss(self.family, self.data.task)
-        self.epoch_flops = _count_step_flops(model, loss, features[:2], targets[:2])/2*len(targets)
-        batch = self.configuration['batch']
-        self._train_epoch(model, optimiser, (features[:batch], targets[:batch]), generator)
+        self.epoch_flops = _count_step_flops(model, self._loss(), *first(2))/2*len(examples[1])
+        self._train_epoch(model, optimiser, first(self.configuration['batch']), generator)
 
     def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
         model, optimiser, generator = self._init_run(self.seed)
@@ -201,20 +203,20 @@ class TorchTrainer(FamilyTrainer):
 
     def _init_run(self, seed): return init_run(self.family, self.configuration, self.data, seed, self.device)
 
+    def _loss(self): return get_loss(self.family, self.data.task, weighted=bool(self.data.weights))
+
     def _train_epoch(self, model, optimiser, examples, generator):
-        loss = get_loss(self.family, self.data.task)
-        _train_epoch(model, optimiser, loss, examples, self.configuration['batch'], generator, self._autocast())
+        batch = self.configuration['batch']
+        _train_epoch(model, optimiser, self._loss(), examples, batch, generator, self._autocast())
 
-    def _utility(self, model, part): return self._utility_of(self._scores(model, part), part)
-
-    def _utility_of(self, scores, part): return self.metric(scores, self.data.parts[part][1])
+    def _utility(self, model, part): return self.measure_utility(self._scores(model, part), part)
 
     def _scores(self, model, part):
         return predict_scores(model, data_tensors(self.data, part, self.device)[0], self._autocast())
 
     def _evaluate(self, model, epoch):
         scores = self._scores(model, 'validation')
-        utility = self._utility_of(scores, 'validation')
+        utility = self.measure_utility(scores, 'validation')
         if self.grid is not None:
             self._keep(epoch, utility, scores, {name: v.clone() for name, v in model.state_dict().items()})
         return utility
@@ -222,18 +224,18 @@ class TorchTrainer(FamilyTrainer):
     def deploy(self, model, deployment, test=False):
         "Each kept epoch, as the deployment computes it; in float32 that is what the run has evaluated."
         is_known = deployment.name == 'float32' and self.configuration.get('dtype') != 'bfloat16'
-        features, _ = data_tensors(self.data, 'validation', self.device)
+        features, *_ = data_tensors(self.data, 'validation', self.device)
         batch = features[torch.arange(deployment.batch, device=self.device) % len(features)]
         load, utility, (*_, last) = deployment.deploy(self._init_run(self.seed)[0], batch), [], self.kept
         for epoch, kept in self.kept.items():
             if epoch == last or not is_known: predict = load(kept.state)
             scores = kept.scores if is_known else deployment.scores(predict, features)
-            utility.append(kept.utility if is_known else self._utility_of(scores, 'validation'))
+            utility.append(kept.utility if is_known else self.measure_utility(scores, 'validation'))
         expected = scores[np.arange(deployment.batch) % len(scores)]
         work = float(count_parameters(model)*deployment.batch)
         predictor = Predictor(lambda: predict(batch), deployment.batch, work, expected)
         read_test = lambda: deployment.scores(predict, data_tensors(self.data, 'test', self.device)[0])
-        return self._deployed(utility, {last: predictor}, self._utility_of(read_test(), 'test') if test else None)
+        return self._deployed(utility, {last: predictor}, self.measure_utility(read_test(), 'test') if test else None)
 
     def _predict_batch(self, model, batch):
         model.eval()
@@ -277,19 +279,19 @@ class TreeTrainer(FamilyTrainer):
         features, targets = self.data.parts['train']
         with threadpool_limits(self.threads):
             window.exclude()
-            model.fit(features, targets)
+            model.fit(features, targets, *self.data.weights_of('train'))
             window.lap(float(model.n_iter_*len(targets)*self.configuration['leaves']))
             utilities = self._utilities(model, 'validation') if evaluate else []
         return model, utilities
 
     def test_utility(self, model):
         *_, scores = _staged_scores(model, self.data, 'test', self.configuration['trees'])
-        return self.metric(scores, self.data.parts['test'][1])
+        return self.measure_utility(scores, 'test')
 
     def _utilities(self, model, part):
         utilities = []
         for scores in _staged_scores(model, self.data, part, self.configuration['trees']):
-            utilities.append(self.metric(scores, self.data.parts[part][1]))
+            utilities.append(self.measure_utility(scores, part))
             self._keep(len(utilities), utilities[-1], scores)
         return utilities
 

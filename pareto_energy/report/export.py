@@ -154,6 +154,33 @@ def to_ax(
         else: client.mark_trial_failed(index)
     return client
 
+# %% ../../nbs/66_report.export.ipynb #o05
+def from_ax_parameters(
+    parameters:dict, # name -> a parameter of Ax
+) -> Space:
+    "A space from Ax's parameters."
+    fixed = {name: p.value for name, p in parameters.items() if hasattr(p, 'value')}
+    return Space({name: _from_ax_parameter(name, p) for name, p in parameters.items() if name not in fixed}, fixed)
+
+def _from_ax_parameter(name, p):
+    kind = p.parameter_type.name
+    if hasattr(p, 'values'): return (Ordinal if p.is_ordered and kind in ('INT', 'FLOAT') else Categorical)(p.values)
+    if hasattr(p, 'lower'): return (Int if kind == 'INT' else Float)(p.lower, p.upper, log=p.log_scale)
+    raise ValueError(f'The parameter {name!r} of Ax follows from others: leave it out, and compute it in the loop.')
+
+def best_of_ax(
+    client, # an `ax.Client`
+) -> list: # configurations, none of which is better in all objectives than another
+    "The best configurations that Ax has tried, by what it observed."
+    from moocore import is_nondominated
+    experiment, table = client._experiment, client.summarize() # private: Ax 1.3 shows its search space nowhere else
+    done = table[table.trial_status == 'COMPLETED']
+    objective = experiment.optimization_config.objective
+    scores = pd.DataFrame({name: weight*done[name] for name, weight in objective.metric_weights})
+    if not objective.is_multi_objective: scores = scores.sum(axis=1).to_frame() # a weighted sum of metrics
+    best = done.trial_index[is_nondominated(scores.to_numpy(float), maximise=True)]
+    return [dict(experiment.trials[index].arm.parameters) for index in best]
+
 # %% ../../nbs/66_report.export.ipynb #l01
 _MLFLOW_STATUS = dict(finished='FINISHED', failed='FAILED', started='KILLED')
 

@@ -104,7 +104,8 @@ def _saving_clause(row, scale):
     if row.given_up > row.given_up_ci:
         return f'giving up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses} ({model}) {saves}'
     difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
-    return f"a cheaper one ({model}) can't be told from it ({difference} {scale.losses}) and {saves}"
+    compared = 'is no worse' if -row.given_up > row.given_up_ci else "can't be told from it"
+    return f'a cheaper one ({model}) {compared} ({difference} {scale.losses}) and {saves}'
 
 def _seeds_clause(table): # where fresh seeds failed, or ended before their epoch
     t = on_front(table)

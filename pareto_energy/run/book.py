@@ -118,14 +118,16 @@ def _as_yaml(value):
     import yaml
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix('\n').removesuffix('\n...')
 
-def _data_block(data, target):
+def _data_block(data, target, weights):
+    last = f'  weights: {_as_yaml(weights)}' if weights else '  # weights: a column that says how much each row counts'
     return (f'data:\n  path: {_as_yaml(data)}\n  target: {_as_yaml(target)}\n'
-        '  # task: classification or regression; by default it is recognised\n')
+        f'  # task: classification or regression; by default it is recognised\n{last}\n')
 
 def study_template(
     name:str, # of the study
     data:str|None=None, # the path of a table of one's own
     target:str|None=None, # the column that is predicted
+    weights:str|None=None, # a column that says how much each row counts
 ) -> str: # YAML
     "The file of a new study: what a person chooses, then every other parameter as a comment."
     from pareto_energy.models.families import SUPPORTED
@@ -136,12 +138,13 @@ def study_template(
     line = lambda n: f"{n}: {_as_yaml(values[n])}  # {declared()[n].metadata['doc']}\n"
     chosen = ''.join(line(n) for n in _CHOSEN if n not in own)
     rest = ''.join(f'# {line(n)}' for n in values if n not in (*_CHOSEN, *own))
-    return _HEAD.format(name=name) + (_data_block(data, target) if data else '') + chosen + _REST + rest
+    return _HEAD.format(name=name) + (_data_block(data, target, weights) if data else '') + chosen + _REST + rest
 
 def write_study_file(
     name:str, # of the study
     data:Path|None=None, # a table of one's own
     target:str|None=None, # the column that is predicted
+    weights:str|None=None, # a column that says how much each row counts
 ) -> Path: # in the working folder
     """Write the file of a new study.
 
@@ -149,11 +152,12 @@ def write_study_file(
     missing, or a file that exists."""
     path = Path(f'{study_path(name).name}.yaml')
     if path.stem != name: raise ValueError(f'The study {name!r} cannot name a file: leave out the /.')
-    if (data is None) != (target is None):
+    if (data is None) != (target is None) or (weights and data is None):
         raise ValueError('A table of your own needs its file and the column to predict: '
             '--data income.csv --target income.')
     if data is not None and not Path(data).is_file():
         raise FileNotFoundError(f'There is no file {data} in {Path.cwd()}.')
     if path.exists(): raise FileExistsError(f'{path} exists, and is left as it is: choose another name, or remove it.')
-    path.write_text(study_template(name, str(data) if data else None, target), encoding='utf-8')
+    text = study_template(name, data=str(data) if data else None, target=target, weights=weights)
+    path.write_text(text, encoding='utf-8')
     return path
