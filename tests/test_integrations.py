@@ -354,3 +354,19 @@ def test_zeus_without_a_gpu_says_so():
     need('zeus')
     if torch.cuda.is_available(): pytest.skip('there is a GPU')
     with pytest.raises(MeterError, match="Zeus finds no GPU for the device 'cpu'.*use the meter codecarbon"): open_meter('zeus', 'cpu')
+
+
+# onnxruntime
+
+@pytest.mark.parametrize('family', ['mlp', 'resnet', 'transformer'])
+def test_onnxruntime_answers_as_the_trained_network_does(family):
+    need('onnx', 'onnxscript', 'onnxruntime')
+    from pareto_energy.models.data import load_dataset
+    from pareto_energy.models.deployment import parse_deployments
+    from pareto_energy.models.training import train
+    asked = parse_deployments(['float32', dict(name='onnx', batch=[1, 64])])
+    run = train(family, DEFAULTS[family], load_dataset('digits'), epochs=2, seed=0, meter=SimulatedMeter(), repeats=1, deployments=asked, grid=(1, 2), test=True)
+    float32, *exported = run.deployments
+    for d in exported:
+        assert d['epochs'] == [1, 2] and d['utility'] == pytest.approx(float32['utility'], abs=.003)
+        assert d['test'] == pytest.approx(float32['test'], abs=.003)
