@@ -22,7 +22,7 @@ from .models.custom import check_loop, fingerprint, loop_name, names_of_code, tr
 from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
-from .front.pareto import hypervolume, pareto_front, trajectory_points
+from .front.pareto import LEAST_JOULES, hypervolume, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
 from .run.settings import StudySettings, current_names, read_settings
 from .run.tasks import train_family
@@ -44,7 +44,8 @@ def _own_ref_point(
     joules:float|None, # where it was stated
 ) -> RefPoint:
     "What was stated, else what was measured."
-    worst, dearest = (table.utility.min(), table.joules.max()*1.1) if len(table) else (0., 1.)
+    worst, dearest = 0., 1.
+    if len(table): worst, dearest = table.utility.min(), max(table.joules.max(), LEAST_JOULES)*1.1
     if len(table) and worst == table.utility.max(): worst -= _BELOW_EQUALS # else equally good models don't count
     return RefPoint(utility=float(worst if utility is None else utility),
         joules=float(dearest if joules is None else joules))

@@ -33,7 +33,8 @@ def read_yaml(
     class Loader(yaml.SafeLoader): pass
     Loader.add_implicit_resolver('tag:yaml.org,2002:float', re.compile(r'[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+'),
         list('-+.0123456789'))
-    try: return yaml.load(text, Loader=Loader)
+    loader = Loader(text)
+    try: return loader.get_single_data()
     except yaml.YAMLError as e: raise ValueError(f"{what} is no YAML: {' '.join(str(e).split())}.") from e
 
 def load_parameters(
@@ -303,6 +304,12 @@ def print_table(
     plain = {} if sys.stdout.isatty() else dict(width=140, color_system=None)
     Console(force_jupyter=False, **plain).print(printed)
 
+def json_records(
+    table, # a DataFrame
+) -> list: # of dicts, one for each row, fit for JSON
+    "The rows of a table for programs."
+    return json.loads(table.to_json(orient='records'))
+
 def read_front(
     study:str, # its name
     energy:tuple=(None, None), # to read it in, and predictions; none: that of its search
@@ -357,12 +364,6 @@ def print_results(
     if figures: typer.echo('Figures, with captions and tables beside them as SVG, PNG, LaTeX, CSV and Markdown:')
     for path in figures: typer.echo(f'  {path}')
     typer.echo(f"Notebooks: {study_path(study, 'runs')}")
-
-def json_records(
-    table, # a DataFrame
-) -> list: # of dicts, one for each row, fit for JSON
-    "The rows of a table for programs."
-    return json.loads(table.to_json(orient='records'))
 
 def front_json(
     study:str, # its name

@@ -92,3 +92,21 @@ def test_a_loop_that_does_not_say_how_it_predicts_fails_with_the_reason(home):
         'how it predicts, with report(utility, predict=(function, examples))'}
     study = Study(answering, dict(lr=(.01, .1)), 'answering', **how).run()
     assert {t.status for t in study.trials_so_far} == {'finished'} and 'J per 1,000 predictions' in str(study)
+
+
+@pytest.mark.parametrize('energy', [dict(), dict(energy='inference'), dict(energy='lifetime', predictions=1e5)])
+def test_a_model_that_is_not_trained_is_searched_like_any_other(home, energy):
+    from pareto_energy import Study
+
+    def pretrained(configuration, epochs, seed):
+        layers = configuration['layers']
+        work = lambda: sum(range(1000*layers))
+        yield dict(utility=1 - 1/(1 + layers), epoch=0, predict=work, answers=10)
+    study = Study(pretrained, dict(layers=(1, 12)), 'pretrained', trials=6, n_initial=3, epochs=4, fresh_seeds=2,
+        front_points=2, **energy).run()
+    trials = study.trials_so_far
+    assert [t.status for t in trials] == ['finished']*len(trials) and len(trials) > 3
+    assert {t.run['joules'][0] for t in trials} == {0.} and {tuple(t.epochs) for t in trials} == {(0,)}
+    front = study.front
+    assert (front.joules > 0).all() == bool(energy) and front.on_front.any()
+    assert str(study) and study.chart.to_dict()

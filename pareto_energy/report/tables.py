@@ -255,7 +255,8 @@ def model_names(
 ) -> pd.Series: # of strings
     "The family of each row, with its deployment where that is not the usual one."
     if 'deployment' not in table: return table.family
-    return table.family.where(table.deployment == DEFAULT_DEPLOYMENT, table.family + ' as ' + table.deployment)
+    is_usual = table.deployment.isin([DEFAULT_DEPLOYMENT, 'default']) # a loop's only one is called default
+    return table.family.where(is_usual, table.family + ' as ' + table.deployment)
 
 # %% ../../nbs/60_report.tables.ipynb #c13b
 def _energy_columns(energy): return dict(energy=energy.kind, predictions=energy.predictions)

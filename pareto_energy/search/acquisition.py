@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ..models.space import sobol_points
 from ..front.log import ExpectedReturn, RefPoint
-from ..front.pareto import trajectory_points
+from ..front.pareto import LEAST_JOULES, trajectory_points
 from .strategies import SearchTask, maximise_acquisition
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -142,7 +142,7 @@ def _by_status(trials, *statuses): return tuple([t for t in trials if t.status =
 def _infer_ref_point(search, samples, done):
     points = torch.tensor(np.array([search.space.encode(c) for c in sobol_points(search.space, 256)]))
     with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy, _ in samples.models(points))
-    measured = math.log10(trajectory_points(done, search.energy).joules.max())
+    measured = math.log10(max(trajectory_points(done, search.energy).joules.max(), LEAST_JOULES))
     worst = min(min(t.run['utility']) for t in done)
     return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
 

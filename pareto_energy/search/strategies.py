@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import one_hot
 from ..models.space import Categorical, Space, from_unit, sobol_points, to_unit
 from ..front.log import TRAINING, EnergyObjective, ExpectedReturn, RefPoint
-from ..front.pareto import final_model
+from ..front.pareto import LEAST_JOULES, final_model
 
 # %% ../../nbs/40_search.strategies.ipynb #c06
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _nsga2_strategy(search, trials, seed):
     problem = Problem(n_var=len(search.space), n_obj=2, xl=0., xu=1.)
     x = np.array([to_unit(search.space, t.configuration) for t in done])
     final = [final_model(t, search.energy) for t in done]
-    objectives = np.array([[-m['utility'], math.log10(m['joules'])] for m in final])
+    objectives = np.array([[-m['utility'], math.log10(max(m['joules'], LEAST_JOULES))] for m in final])
     rng = np.random.default_rng([seed, len(trials)])
     n_parents = min(_N_PARENTS, len(done))
     population = Population.new(X=x, F=objectives)
@@ -112,7 +112,7 @@ def energy_noise(
     final = [final_model(t, energy) for t in trials]
     se = np.array([m['se'] for m in final], float)
     n = np.where(np.isfinite(se), [t.run['repeats'] for t in trials], 1)
-    relative = np.nan_to_num(se)/[m['joules'] for m in final]
+    relative = np.nan_to_num(se)/[max(m['joules'], LEAST_JOULES) for m in final]
     if (n < 2).all(): return None
     pooled = ((n - 1)*n*relative**2).sum()/(n - 1).sum()
     return np.maximum(pooled/n/math.log(10)**2, 1e-6)
@@ -127,7 +127,7 @@ def _training_data(
     failed = [t for t in trials if t.status == 'failed']
     x = np.array([search.space.encode(t.configuration) for t in [*done, *failed]])
     final = [final_model(t, search.energy) for t in done]
-    y = np.array([[m['utility'], -math.log10(m['joules'])] for m in final])
+    y = np.array([[m['utility'], -math.log10(max(m['joules'], LEAST_JOULES))] for m in final])
     y = np.vstack([y, *[y.min(axis=0)]*len(failed)])
     noise = energy_noise(done, search.energy)
     if noise is not None: noise = np.append(noise, [noise.max()]*len(failed))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 import numpy as np
 import torch
-from ..front.pareto import epoch_grid, inference_readings, pareto_front, trajectory_points
+from ..front.pareto import LEAST_JOULES, epoch_grid, inference_readings, pareto_front, trajectory_points
 from ..front.log import TRAINING, EnergyObjective
 from .strategies import SearchTask, energy_noise, one_hot_encoding, seeded_fit
 
@@ -38,7 +38,7 @@ def _log_epoch(
     longest:int, # epochs of the longest run
 ): # 0 at the first epoch, 1 at the longest run's last
     "Epochs on the surrogate's scale."
-    return np.log(epochs)/math.log(max(longest, 2))
+    return np.log(np.maximum(epochs, 1))/math.log(max(longest, 2)) # a model that is not trained counts as after one
 
 # %% ../../nbs/41_search.surrogate.ipynb #t10
 _RATE_UNIT = .1 # of log10 joules per epoch: the unit in which they are learned, and their least scale
@@ -64,7 +64,7 @@ def _utility_observations(search, done, failed, worst):
 
 def _rate_observations(search, done):
     "Values are log10 joules per epoch, in units of `_RATE_UNIT`."
-    rates = [math.log10(t.run['joules'][-1]/t.epochs[-1])/_RATE_UNIT for t in done]
+    rates = [math.log10(max(t.run['joules'][-1], LEAST_JOULES)/max(t.epochs[-1], 1))/_RATE_UNIT for t in done]
     noise = energy_noise(done)
     return _Observations(
         x=_tensor([search.space.encode(t.configuration) for t in done]),

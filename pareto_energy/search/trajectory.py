@@ -98,14 +98,16 @@ def _suggestion_joules(trials, source):
     "Joules that the next suggestion of this source is expected to take."
     finished = [t for t in trials if t.status == 'finished']
     seconds = sum(t.run['seconds']*t.run['repeats'] for t in finished)
-    first = SUGGESTION_BUDGETS[source][0]*sum(t.spent for t in finished)/seconds
+    watts = sum(t.spent for t in finished)/seconds if seconds else 0. # models that are not trained do not tell
+    first = SUGGESTION_BUDGETS[source][0]*watts
     metered = [t.origin.joules for t in trials if t.origin.source == source]
     return min([first, *metered][-3:])
 
 def _within_budget(trials, source):
     "Would all suggestions, with this one, keep to the budget?"
     if any(t.label == 'simulated' or t.origin.joules is None for t in trials): return True
-    suggestions, training = sum(t.origin.joules for t in trials), sum(t.spent for t in trials)
+    suggestions = sum(t.origin.joules for t in trials)
+    training = sum(t.spent + t.reading_joules for t in trials)
     return suggestions + _suggestion_joules(trials, source) <= SUGGESTION_BUDGETS[source][1]*training
 
 # %% ../../nbs/43_search.trajectory.ipynb #a03
