@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 EXECUTE = $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace
 
+# every process would compile every module again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: study test slow lab bench families publish parameters readme notebooks docs check licences audit install integrations
 study: install
 	@$(BIN)/pareto-energy run quick

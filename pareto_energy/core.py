@@ -87,7 +87,7 @@ def write_text(
     if is_read_only(path):
         raise OSError(f'{path} is published and only read: give the study another name, '
             'or set PARETO_ENERGY_PUBLISH=1 to publish it anew.')
-    part = path.with_name(path.name + '.part')
+    part = path.with_name(f'{path.name}.{os.getpid()}.part') # other processes may write the same file
     try:
         part.write_text(text, encoding='utf-8')
         os.replace(part, path)

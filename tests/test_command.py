@@ -153,8 +153,8 @@ def test_a_script_may_tidy_up_when_it_is_stopped(folder):
 
 
 def test_an_error_ends_the_script(folder, mark):
-    (folder/'train.sh').write_text('echo "{\\"utility\\": 0.5, \\"epoch\\": 0}"; while :; do sleep .1; done')
-    assert 'epochs count from 1; found' in reason(f'sh train.sh {mark}')
+    (folder/'train.sh').write_text('echo "{\\"utility\\": 0.5, \\"epoch\\": -1}"; while :; do sleep .1; done')
+    assert 'from 0, which is before any training; found -1' in reason(f'sh train.sh {mark}')
     assert not processes_of(mark)
 
 

@@ -128,6 +128,22 @@ def plot_fronts(
         .properties(title=name, width=width, height=180) for name in fronts.dataset.unique()]
     return alt.concat(*panels, columns=2)
 
+# %% ../../nbs/64_report.figures.ipynb #ow1
+def plot_cheapest(
+    by_life:pd.DataFrame, # from `report.tables.cheapest_by_life`, of one dataset
+    title:str='accuracy', # of the axis of utility
+    width:float=300, # points
+) -> alt.Chart:
+    "Plot which model reaches each utility for the fewest joules, over lives of different lengths."
+    lives, levels = sorted(by_life.predictions.unique()), sorted(by_life.utility.unique())
+    wide, high = (lives[1]/lives[0])**.5, (levels[1] - levels[0])/2
+    cells = by_life.assign(left=by_life.predictions/wide, right=by_life.predictions*wide,
+        low=by_life.utility - high, high=by_life.utility + high)
+    x = alt.X('left:Q', title='predictions in a life', **log_axis([*cells.left, *cells.right], format='~s'))
+    y = alt.Y('low:Q', title=title, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(format='.0%', tickCount=6))
+    model = alt.Color('model:N', title='cheapest model', sort=[*dict.fromkeys(by_life.model)])
+    return alt.Chart(cells).mark_rect().encode(x, y, model, x2='right:Q', y2='high:Q').properties(width=width, height=.6*width)
+
 # %% ../../nbs/64_report.figures.ipynb #s02
 def plot_savings(
     table:pd.DataFrame, # from `front_table`

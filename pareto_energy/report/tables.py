@@ -472,6 +472,27 @@ def choices_by_life(
     return pd.DataFrame([dict(start=r['start'], model=model_names(r['row'].to_frame().T).iloc[0], joules=r['row'].training,
         test=r['row'].test) for r in rows], columns=['start', 'model', 'joules', 'test'])
 
+# %% ../../nbs/60_report.tables.ipynb #mp1
+def cheapest_by_life(
+    trials:list, # of one dataset
+    lives=np.logspace(0, 9, 46), # numbers of predictions
+    n_levels:int=40, # of utility, between the worst and the best model of a front
+) -> pd.DataFrame: # predictions, utility (a level), model, joules
+    "Which model reaches each utility for the fewest joules, over lives of different lengths."
+    rows = []
+    inference = trajectory_points(trials, EnergyObjective('inference'))
+    thousand = trajectory_points(trials, EnergyObjective('lifetime', 1000))
+    if inference.empty: raise ValueError(_NO_INFERENCE.format('energy over a life'))
+    training = (thousand.joules - inference.joules).to_numpy()
+    models, utility = model_names(inference).to_numpy(), inference.utility.to_numpy()
+    levels = np.linspace(np.quantile(utility, .5), utility.max(), n_levels)
+    for n in lives:
+        joules = training + n/1000*inference.joules.to_numpy()
+        order = np.argsort(joules)
+        first = np.searchsorted(np.maximum.accumulate(utility[order]), levels) # the cheapest that reaches a level
+        rows += [dict(predictions=n, utility=u, model=models[i], joules=joules[i]) for u, i in zip(levels, order[first])]
+    return pd.DataFrame(rows)
+
 # %% ../../nbs/60_report.tables.ipynb #l05
 def break_even_table(
     table:pd.DataFrame, # from `front_table`, of one dataset
