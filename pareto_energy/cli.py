@@ -324,7 +324,7 @@ def read_front(
     path = study_path(study)/'front.csv'
     if not path.exists():
         raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
-    return pd.read_csv(path, keep_default_na=True).fillna(dict(unit=''))
+    return pd.read_csv(path, keep_default_na=True).fillna(dict(unit='', searched='')) # nothing was varied
 
 def conclusions(
     name:str, # of a dataset
