@@ -602,10 +602,12 @@ class LoadedStudy(Results):
         return f'{len(trials)} trials are recorded. The front is reported when the study is done.'
 
     @property
-    def conclusions(self): # sentences
+    def other_energy(self): # how far its search serves the energy that it is read in; empty where it is the same
         energy = study_energy(self.ref_points)
-        if energy == self.searched: return super().conclusions
-        return [*super().conclusions, other_energy_sentence(self.measured_trials, self.searched, energy)]
+        return '' if energy == self.searched else other_energy_sentence(self.measured_trials, self.searched, energy)
+
+    @property
+    def conclusions(self): return [*super().conclusions, *filter(None, [self.other_energy])] # sentences
 
 # %% ../nbs/70_api.ipynb #l01b
 def load_study(

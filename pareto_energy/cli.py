@@ -347,13 +347,14 @@ def print_front(
     "The front of each dataset as a table, and what it says."
     from pareto_energy.api import load_study
     from pareto_energy.report.tables import format_front
-    front, loaded = read_front(study, energy), load_study(study, *energy)
+    loaded = load_study(study, *energy)
+    front = read_front(study) if energy == (None, None) else loaded.front
     if message := loaded.unfinished_message: typer.echo(message + '\n')
     for name, rows in front.groupby('dataset', sort=False):
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows, rule)) + '\n')
-    if energy != (None, None): typer.echo(loaded.conclusions[-1] + '\n')
+    if loaded.other_energy: typer.echo(loaded.other_energy + '\n')
 
 def print_results(
     study:str, # its name

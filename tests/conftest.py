@@ -9,8 +9,18 @@ import pytest
 # a study that runs on this machine meanwhile keeps its lock, and the tests have one of their own
 os.environ['PARETO_ENERGY_LOCK'] = f'{tempfile.gettempdir()}/pareto_energy-test-{os.getpid()}.lock'
 
+from pareto_energy.energy.meter import SimulatedMeter # after the lock is set
+
 SMOKE = dict(datasets=['digits'], families=['logistic', 'mlp'], strategies=['trajectory', 'random'], seeds=[0, 1], trials=4, n_initial=3,
              epochs=3, repeats=2, ref_joules=10., front_points=3, fresh_seeds=2, meter='simulated', deadline=None, ranges=dict(all=dict(threads=1)))
+
+
+class CountingMeter(SimulatedMeter):
+    "Reads the joules that a test adds to it."
+    joules = 0.
+    def begin(self): self.start = self.joules
+    def finish(self, work): pass
+    def end(self): return dict(cpu=self.joules - self.start)
 
 
 def wait_until(condition, what, seconds=120., every=.01):

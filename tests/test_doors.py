@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import need
+from conftest import CountingMeter, need
 
 from pareto_energy import api
 from pareto_energy.energy.meter import SimulatedMeter
@@ -29,13 +29,8 @@ FEWER = 'random_state=0, train_size=320, test_size=100' # examples
 FEW = dict(trials=2, n_initial=2, epochs=2, front_points=1, fresh_seeds=1, meter='simulated', strategies=('random',))
 
 
-class CallMeter(SimulatedMeter):
+class CallMeter(CountingMeter):
     "A joule for each call that trains, a thousand for each that evaluates."
-    joules = 0.
-    def begin(self): self.start = self.joules
-    def finish(self, work): pass
-    def end(self): return dict(cpu=self.joules - self.start)
-
     def bill(self, monkeypatch, owner, name, joules):
         "Let each call of a method, or of a function of a block, take joules."
         call = owner[name] if isinstance(owner, dict) else getattr(owner, name)

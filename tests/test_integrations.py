@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import need
+from conftest import CountingMeter, need
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.energy.counters import open_meter
@@ -23,16 +23,8 @@ ROWS, BATCH, EPOCHS = 64, 16, 3
 pytestmark = pytest.mark.usefixtures('offline')
 
 
-class BatchMeter(SimulatedMeter):
-    "A joule for each batch of training, a thousand for each of validation."
-    joules = 0.
-    def begin(self): self.start = self.joules
-    def finish(self, work): pass
-    def end(self): return dict(cpu=self.joules - self.start)
-
-
 @pytest.fixture
-def meter(): return BatchMeter()
+def meter(): return CountingMeter() # a joule for each batch of training, a thousand for each of validation
 
 
 def examples():

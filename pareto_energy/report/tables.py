@@ -80,8 +80,8 @@ class MetricScale:
     def cost_title(self): # of the column of marginal costs
         joules = self.energy.unit
         if self.unit == '%': return f'a point more costs ({joules})'
-        return f"costs ({joules}, per {self.unit or f'unit of {self.name}'})" if joules != 'J' else (
-            f"costs (J per {self.unit or f'unit of {self.name}'})")
+        comma = '' if joules == 'J' else ','
+        return f"costs ({joules}{comma} per {self.unit or f'unit of {self.name}'})"
 
     def number(self, utility:float, ci:float) -> str:
         "A value with its interval."
