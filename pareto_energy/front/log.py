@@ -450,7 +450,7 @@ def read_study(
     Raises: FileNotFoundError that names the folder."""
     folder = study_path(study)
     if not (folder/'trials.jsonl').exists():
-        raise FileNotFoundError(f'No study in {folder}: run it first, or name the place where it is in '
+        raise FileNotFoundError(f'No study in {folder}: run the study first, or name the place where it is in '
             'PARETO_ENERGY_HOME.')
     parameters = json.loads((folder/'study.json').read_text(encoding='utf-8'))
     ref_points = folder/'reference.json' # of a loop of one's own, at the end of its study

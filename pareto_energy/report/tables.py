@@ -388,6 +388,11 @@ class Rule:
         loss = 1. if self.within is None else self.within
         return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= loss + 1e-9], 'is left')
 
+    @property
+    def needs_only_the_order(self)->bool:
+        "Whether the choice changes only where two models change places in energy."
+        return self.within is not None or self.utility_at_least is not None
+
     def _first(self, rows, what): return self._last(rows[:1], what)
     def _last(self, rows, what):
         if len(rows): return rows.iloc[-1]
@@ -457,6 +462,17 @@ def over_life(
     stays = pareto_front(t.assign(utility=t.test)).index
     return t.assign(on_front=t.index.isin(stays)).sort_values('joules')
 
+def _fronts_by_life(table, lives, only_new_orders):
+    "The front over each life: its models are others only where two models change places in energy."
+    t, order = _with_training_joules(table), None
+    training, per_thousand = t.joules.to_numpy(), t.inference.to_numpy()
+    for n in lives:
+        found = np.argsort(training + n/1000*per_thousand, kind='stable').tolist()
+        if found != order: front, order = on_front(over_life(table, n)), found
+        elif only_new_orders: continue
+        else: front = front.assign(joules=front.training + n/1000*front.inference, predictions=n)
+        yield front
+
 def choices_by_life(
     table:pd.DataFrame, # from `front_table`, of one dataset
     rule:Rule,
@@ -464,9 +480,10 @@ def choices_by_life(
 ) -> pd.DataFrame: # from (predictions), model: where the choice changes
     "Which model a rule chooses over lives of different lengths."
     rows = []
-    for n in (0., *lives):
-        try: row = rule.choose(over_life(table, n))
+    for front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
+        try: row = rule.choose(front)
         except ValueError: continue
+        n = front.predictions.iloc[0]
         model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name
         if not rows or rows[-1]['key'] != model: rows.append(dict(start=n, key=model, row=row))
     return pd.DataFrame([dict(start=r['start'], model=model_names(r['row'].to_frame().T).iloc[0], joules=r['row'].training,
