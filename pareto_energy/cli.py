@@ -324,7 +324,8 @@ def read_front(
     path = study_path(study)/'front.csv'
     if not path.exists():
         raise FileNotFoundError(f'No front in {path}: run the study first, with pareto-energy run {study}.')
-    return pd.read_csv(path, keep_default_na=True).fillna(dict(unit='', searched='')) # nothing was varied
+    texts = dict(unit='', searched='') # searched is empty where nothing was varied
+    return pd.read_csv(path, dtype=dict.fromkeys(texts, str)).fillna(texts)
 
 def conclusions(
     name:str, # of a dataset

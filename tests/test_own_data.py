@@ -141,9 +141,10 @@ def test_a_study_of_another_container_goes_on_only_with_the_same_data(home, kind
     with pytest.raises(ValueError, match='is not what the study in .* was made with'): made(table.assign(n=1))
 
 
-def program(*arguments, **how):
-    command = os.path.join(os.path.dirname(sys.executable), 'pareto-energy')
-    return subprocess.run([command, *arguments], capture_output=True, text=True, timeout=300, **how)
+def program(*arguments):
+    from typer.testing import CliRunner
+    from pareto_energy.bench.commands import app
+    return CliRunner().invoke(app, arguments)
 
 
 def test_one_command_finds_a_front(home):
@@ -210,8 +211,8 @@ def test_a_loop_that_leaves_the_weights_out_is_warned_of(home):
 def test_weights_by_the_command_line_and_in_a_file(home):
     survey().drop(columns='spent').to_csv('survey.csv', index=False)
     done = program('find', 'survey.csv', '--target', 'buys', '--weights', 'counts', '--model', 'gbdt', '--minutes', '.1', '--meter', 'simulated', '--epochs', '2')
-    assert done.returncode == 0 and 'weights: counts, from 0 to 4' in done.stdout and 'with weighted accuracy' in done.stdout, done.stderr
-    assert program('new', 'polled', '--data', 'survey.csv', '--target', 'buys', '--weights', 'counts').returncode == 0
+    assert done.exit_code == 0 and 'weights: counts, from 0 to 4' in done.stdout and 'with weighted accuracy' in done.stdout, done.stderr
+    assert program('new', 'polled', '--data', 'survey.csv', '--target', 'buys', '--weights', 'counts').exit_code == 0
     import yaml
     settings = yaml.safe_load((home/'polled.yaml').read_text())
     assert settings['data']['weights'] == 'counts'
@@ -219,5 +220,5 @@ def test_weights_by_the_command_line_and_in_a_file(home):
     study = FamilyStudy(**settings | dict(families=['gbdt'], meter='simulated'))
     assert study.own_data.weights and study.ref_points['survey'].metric.name == 'weighted accuracy'
     wrong = program('find', 'survey.csv', '--target', 'buys', '--weights', 'count', '--meter', 'simulated')
-    assert wrong.returncode == 2 and 'Did you mean counts?' in wrong.stderr
-    assert program('find', 'digits', '--weights', 'count', '--meter', 'simulated').returncode == 2
+    assert wrong.exit_code == 2 and 'Did you mean counts?' in wrong.stderr
+    assert program('find', 'digits', '--weights', 'count', '--meter', 'simulated').exit_code == 2

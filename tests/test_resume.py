@@ -48,7 +48,7 @@ class Zygote:
         self.send(parameters)
         pid = int(self.process.stdout.readline())
         alive = lambda: os.path.exists(f'/proc/{pid}/exe')
-        try: wait_until(lambda: not alive() or until(), 'the study to end, or to come as far as it is killed at', seconds=600., every=.001)
+        try: wait_until(lambda: not alive() or until(), 'the study to end, or to come as far as it is killed at', seconds=600., every=.003)
         except pytest.fail.Exception:
             os.kill(pid, signal.SIGKILL)
             raise
