@@ -432,9 +432,13 @@ class OwnStudy(Results, FamilyStudy):
             **self.transfer[name, family])
 
     @property
-    def _stated_ref_point(self): # None where the user has not stated it
-        if None in (self.ref_utility, self.ref_joules): return None
+    def _stated_ref_point(self): # None where the user has stated neither part of it, or no trial tells the other
+        stated = [value for value in (self.ref_utility, self.ref_joules) if value is not None]
+        if len(stated) < 2: return self.ref_points[self.datasets[0]] if stated and self._has_finished else None
         return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules, energy=self.objective)
+
+    @property
+    def _has_finished(self): return any(t.status == 'finished' for t in self.trials_so_far)
 
     def save_ref_points(self): pass # what was measured decides, so they are written at the end
 

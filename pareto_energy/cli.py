@@ -552,6 +552,8 @@ def find(
     epochs: Annotated[int, typer.Option(min=1, help='Of the longest training.')] = 20,
     energy: Annotated[str, typer.Option(help='That counts: training, inference or lifetime.')] = 'training',
     predictions: Annotated[float, typer.Option(help='In the life of a model, as in 1e6.')] = None,
+    utility_at_least: Annotated[float, typer.Option(help='Worse models do not count for the search.')] = None,
+    energy_at_most: Annotated[float, typer.Option(help='Dearer models do not count for the search (J).')] = None,
     meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
     restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
 ):
@@ -560,7 +562,7 @@ def find(
         parts = dict(target=target, task=task, weights=weights)
         study = _study_of_data(data, parts, name=name, restart=restart, models=[*model] or None, metric=metric,
             epochs=epochs, energy='lifetime' if predictions is not None else energy, predictions=predictions,
-            meter=meter)
+            ref_utility=utility_at_least, ref_joules=energy_at_most, meter=meter)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
     typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "

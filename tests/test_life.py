@@ -110,3 +110,31 @@ def test_a_model_that_is_not_trained_is_searched_like_any_other(home, energy):
     front = study.front
     assert (front.joules > 0).all() == bool(energy) and front.on_front.any()
     assert str(study) and study.chart.to_dict()
+
+
+def test_half_a_stated_threshold_reaches_the_search_of_a_loop(home):
+    "Of what is not stated, the trials tell; before the first, the search infers both."
+    from pareto_energy.api import Study
+
+    def loop(configuration):
+        for epoch in range(3): yield configuration['lr']*(epoch + 1)/3
+    search = lambda study: study.search(study.datasets[0], next(iter(study.loops))).ref_point
+    stated = Study(loop, space=dict(lr=(.1, .9)), study='half', meter='simulated', trials=3, n_initial=2, epochs=3, fresh_seeds=1, repeats=1, ref_utility=.2)
+    assert search(stated) is None
+    stated.run()
+    joules = max(max(t.run['joules']) for t in stated.trials_so_far)
+    assert (search(stated).utility, search(stated).joules) == (.2, pytest.approx(1.1*joules))
+    unstated = Study(loop, space=dict(lr=(.1, .9)), study='half', meter='simulated', trials=3, n_initial=2, epochs=3, fresh_seeds=1, repeats=1)
+    assert search(unstated) is None
+
+
+def test_thresholds_of_the_command_line_reach_the_search(home):
+    from typer.testing import CliRunner
+    from pareto_energy.cli import app
+    words = ('find', 'digits', '--model', 'logistic', '--minutes', '.05', '--epochs', '2', '--meter', 'simulated')
+    done = CliRunner().invoke(app, [*words, '--utility-at-least', '.5', '--energy-at-most', '3'])
+    assert done.exit_code == 0, done.output
+    record = json.loads((home/'data/digits/study.json').read_text())
+    assert (record['ref_utility'], record['ref_joules']) == (.5, 3.)
+    wrong = CliRunner().invoke(app, [*words, '--energy-at-most', '0'])
+    assert wrong.exit_code == 2 and 'number above 0' in wrong.stderr
