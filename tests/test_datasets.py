@@ -29,7 +29,7 @@ def put(path, content):
 
 def tgz(**members):
     raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode='w:gz') as archive:
+    with tarfile.open(fileobj=raw, mode='w:gz', compresslevel=1) as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -103,7 +103,7 @@ def test_a_model_that_is_not_trained_is_searched_like_any_other(home, energy):
         work = lambda: sum(range(1000*layers))
         yield dict(utility=1 - 1/(1 + layers), epoch=0, predict=work, answers=10)
     study = Study(pretrained, dict(layers=(1, 12)), 'pretrained', trials=6, n_initial=3, epochs=4, fresh_seeds=2,
-        front_points=2, **energy).run()
+        front_points=2, repeats=1, target_rel_se=.5, max_seconds=.1, **energy).run()
     trials = study.trials_so_far
     assert [t.status for t in trials] == ['finished']*len(trials) and len(trials) > 3
     assert {t.run['joules'][0] for t in trials} == {0.} and {tuple(t.epochs) for t in trials} == {(0,)}

@@ -9,6 +9,7 @@ __all__ = ['family_fronts', 'plot_fronts', 'plot_savings', 'plot_attainment', 'p
 # %% ../../nbs/64_report.figures.ipynb #imp
 import io
 import re
+from functools import cache
 from pathlib import Path
 import altair as alt
 import pandas as pd
@@ -45,6 +46,8 @@ def _chart_width(chart):
     chart.save(svg, format='svg')
     return float(re.search(r'<svg[^>]*? width="([\d.]+)"', svg.getvalue())[1])
 
+_WIDTH_TOLERANCE = .5 # points
+
 def fit_width(
     plot, # function: width of a panel (points) -> chart
     mm:float, # width of the whole figure
@@ -54,7 +57,10 @@ def fit_width(
     Raises: ValueError where less than 20 points are left for a panel."""
     from scipy.optimize import brentq
     target = mm*72/25.4
-    excess = lambda panel: _chart_width(plot(round(panel, 2))) - target
+    @cache
+    def excess(panel):
+        gap = _chart_width(plot(round(panel, 2))) - target
+        return 0. if abs(gap) < _WIDTH_TOLERANCE else gap
     if excess(20) > 0:
         raise ValueError(f'A figure of {mm:g} mm leaves less than 20 points for a panel: draw fewer panels, or a '
             'wider figure.')
