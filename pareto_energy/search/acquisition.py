@@ -40,12 +40,18 @@ def trajectory_improvement(
 def _union_improvement(models, front_cost, front_utility): # (samples, n, epochs)
     "Hypervolume that each beginning of a run adds with all its deployments."
     if len(models) == 1: return trajectory_improvement(*models[0], front_cost, front_utility)
-    n_epochs, gains = models[0][0].shape[-1], []
-    for n in range(1, n_epochs + 1):
-        cost, utility = (torch.cat([part[..., :n] for part in parts], -1) for parts in zip(*models))
-        cost, order = cost.sort(-1)
-        gains.append(trajectory_improvement(cost, utility.gather(-1, order), front_cost, front_utility)[..., -1])
-    return torch.stack(gains, -1)
+    n_epochs, shape = models[0][0].shape[-1], (*models[0][0].shape[:-1], front_cost.shape[-1])
+    front_cost, front_utility = (part[:, None].expand(shape) for part in (front_cost, front_utility))
+    cost, order = torch.cat([*(cost for cost, _ in models), front_cost], -1).clamp(max=0.).sort(-1)
+    utility = torch.cat([*(utility for _, utility in models), front_utility], -1).clamp_min(0.).gather(-1, order)
+    width = torch.diff(cost, append=torch.zeros_like(cost[..., :1]))
+    index = torch.cat([torch.arange(1, n_epochs + 1)]*len(models) + [torch.zeros(shape[-1], dtype=int)])[order]
+    best, gain = torch.zeros(*shape[:-1], n_epochs + 1), 0. # of the front, then with each beginning
+    for step in zip(*(part.movedim(-1, 0).contiguous() for part in (utility, width, index))): # cheapest first
+        value, length, first = (part[..., None] for part in step)
+        best = torch.maximum(best, value.where(first <= torch.arange(n_epochs + 1), 0.))
+        gain = gain + (best[..., 1:] - best[..., :1])*length
+    return gain
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21a
 def _staircase(cost, utility): # both (samples, points)
