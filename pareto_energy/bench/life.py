@@ -239,3 +239,33 @@ def search_life(
         _, telling = timed(searcher.tell, configuration, length, table.record_run(key, run, length))
         record.add(key, length, whole[1], seconds + deciding + telling)
     return dict(strategy=name, seed=seed, **record.columns())
+
+# %% ../../nbs/88_bench.life.ipynb #s03
+def search_lives(
+    path:Path, # a .jsonl file, which may hold some of the searches
+    tables:dict, # life -> table
+    strategies:list, # names in LIFE_SEARCHERS
+    seeds:list,
+    runs:int=40, # of each search, at most
+    until:float=.98, # share of the true hypervolume at which a search for one life ends
+) -> list: # of dicts, as in `search_life`, with the life that each was for
+    "Searches for each life, kept in a file."
+    kept = read_rows(path) if path.exists() else []
+    have = {(s['life'], s['strategy'], s['seed']) for s in kept}
+    for seed, life, name in itertools.product(seeds, tables, strategies):
+        for_any = name in ANY_LIFE
+        key = ('any' if for_any else life, name, seed)
+        if key in have or (life == '0' and name == 'trajectory'): continue # which is the search for training
+        kept.append(dict(life=key[0]) | search_life(tables[life], name, seed, runs, 2. if for_any else until))
+        with path.open('a', encoding='utf-8') as f: f.write(json.dumps(kept[-1], separators=(',', ':')) + '\n')
+        have.add(key)
+    return kept
+
+def read_again(
+    table:LifeBenchmark,
+    search:dict, # as in `search_life`
+) -> dict: # the same, with the shares of this table
+    "A search whose runs count in another energy."
+    epochs = [(table.keys[c], e) for c, e in zip(search['chosen'], search['epochs'])]
+    points = [[(key, e) for key, length in epochs[:n] for e in range(1, length + 1)] for n in range(1, len(epochs) + 1)]
+    return search | dict(share=[round(table.covered(p)/table.whole, 5) for p in points])

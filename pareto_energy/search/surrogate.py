@@ -168,17 +168,30 @@ def _inference_observations(search, encode, done, name, by_epoch):
     variance = (se/joules/math.log(10)).square().clamp_min(1e-6)/_RATE_UNIT**2
     return _Observations(x, joules.log10()[:, None]/_RATE_UNIT, variance[:, None])
 
+_NEGLIGIBLE = .002 # of the range of utilities
+
+def _reading_of(trial): # deployment -> mean difference of its utility from that of training, and joules at the end
+    trained = dict(zip(trial.epochs, trial.run['utility']))
+    return {d['deployment']: (np.mean([u - trained[e] for e, u in zip(d['epochs'], d['utility'])]), d['joules'][-1])
+        for d in inference_readings(trial)}
+
+def _leads_nowhere(name, other, runs, tolerance):
+    "Has the other deployment taken less in each of these runs, and answered as well?"
+    both = [(run[name], run[other]) for run in runs if name in run and other in run]
+    if name == other or not both: return False
+    better_by = np.mean([ours - theirs for (ours, _), (theirs, _) in both])
+    return better_by <= tolerance and all(ours > theirs for (_, ours), (_, theirs) in both)
+
 def _utility_differences(search, done): # deployment -> difference; empty where inference does not count
-    "The mean difference of each deployment's utility from that of training."
+    "The mean difference of each useful deployment's utility from that of training."
     if not search.energy.uses_inference: return {}
-    differences = {}
-    for t in done:
-        trained = dict(zip(t.epochs, t.run['utility']))
-        for d in inference_readings(t):
-            lost = [u - trained[e] for e, u in zip(d['epochs'], d['utility'])]
-            differences.setdefault(d['deployment'], []).append(np.mean(lost))
-    if not differences: raise ValueError('No finished trial has a reading of inference, so the energy is not known.')
-    return {name: float(np.mean(values)) for name, values in differences.items()}
+    runs = [_reading_of(t) for t in done]
+    names = dict.fromkeys(name for run in runs for name in run)
+    if not names: raise ValueError('No finished trial has a reading of inference, so the energy is not known.')
+    utilities = [u for t in done for u in t.run['utility']]
+    tolerance = _NEGLIGIBLE*(max(utilities) - min(utilities))
+    useful = [n for n in names if not any(_leads_nowhere(n, other, runs, tolerance=tolerance) for other in names)]
+    return {name: float(np.mean([run[name][0] for run in runs if name in run])) for name in useful}
 
 # %% ../../nbs/41_search.surrogate.ipynb #k01
 MIN_LENGTHSCALE = .025 # least lengthscale that BoTorch allows
