@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ..models.space import sobol_points
 from ..front.log import ExpectedReturn, RefPoint
-from ..front.pareto import LEAST_JOULES, trajectory_points
+from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
 from .strategies import SearchTask, maximise_acquisition
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -63,6 +63,17 @@ def _staircase(cost, utility): # both (samples, points)
     n_steps = max(1, int(rises.sum(-1).max()))
     return tuple(values.gather(-1, first).where(rises, 0.)[:, :n_steps] for values in (cost, utility))
 
+# %% ../../nbs/42_search.acquisition.ipynb #ce1
+def _cost_exponent(search, trials):
+    "The exponent of a run's joules: `alpha`, nearer to 1 the less of the energy that counts is training."
+    energy, shares = search.energy, []
+    for t in trials if energy.uses_inference else []:
+        readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
+        if not readings: continue
+        use = min(d['joules'][-1] for d in readings)
+        shares.append(energy.joules(trained, 0.)/energy.joules(trained, use))
+    return 1 - (1 - search.alpha)*float(np.mean(shares)) if shares else search.alpha
+
 # %% ../../nbs/42_search.acquisition.ipynb #t21
 class ImprovementPerJoule(torch.nn.Module):
     "Log expected improvement by a trajectory, minus `alpha` times the log of its joules; the best length counts."
@@ -77,6 +88,7 @@ class ImprovementPerJoule(torch.nn.Module):
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
+        self.alpha = _cost_exponent(samples.search, trials)
         self.front_cost, self.front_utility = self._front(trials)
 
     def _front(self, trials):
@@ -109,7 +121,7 @@ class ImprovementPerJoule(torch.nn.Module):
 
     def per_joule(self, gain, joules):
         "Score of a gain at its cost."
-        return gain.clamp_min(1e-12).log() - self.samples.search.alpha*joules.log()
+        return gain.clamp_min(1e-12).log() - self.alpha*joules.log()
 
     def scores(self, x): # (n, epochs of the grid)
         "Scores of runs of each length."
