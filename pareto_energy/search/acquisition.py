@@ -64,15 +64,19 @@ def _staircase(cost, utility): # both (samples, points)
     return tuple(values.gather(-1, first).where(rises, 0.)[:, :n_steps] for values in (cost, utility))
 
 # %% ../../nbs/42_search.acquisition.ipynb #ce1
+_INFERENCE_EXPONENT = .5 # of a run's joules, where training is no part of the energy that counts
+
 def _cost_exponent(search, trials):
-    "The exponent of a run's joules: `alpha`, nearer to 1 the less of the energy that counts is training."
+    "The exponent of a run's joules: `alpha`, nearer to a half the less of the energy that counts is training."
     energy, shares = search.energy, []
     for t in trials if energy.uses_inference else []:
         readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
         if not readings: continue
         use = min(d['joules'][-1] for d in readings)
         shares.append(energy.joules(trained, 0.)/energy.joules(trained, use))
-    return 1 - (1 - search.alpha)*float(np.mean(shares)) if shares else search.alpha
+    if not shares: return search.alpha
+    share = float(np.mean(shares))
+    return share*search.alpha + (1 - share)*max(search.alpha, _INFERENCE_EXPONENT)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
 MIN_COST_SHARE = .05 # share of the joules so far; lower costs count as much
