@@ -43,10 +43,17 @@ class TabularBenchmark:
         self.keys = list(self.rates)
         self._encoded = np.array([self.space.encode(dict(zip(self.space, k))) for k in self.keys])
         self.mean = {k: self.runs[k].mean(axis=0) for k in self.keys}
-        joules = np.array(list(self.rates.values()))
-        self.span = math.log10(joules.min()), math.log10((joules*self.epochs).max())
-        self.top = max(m.max() for m in self.mean.values())
+        self._models = {k: self.models(k) for k in self.keys}
+        utility, joules = (np.concatenate([m[i].ravel() for m in self._models.values()]) for i in (0, 1))
+        self.span = math.log10(np.nanmin(joules)), math.log10(np.nanmax(joules))
+        self.top = np.nanmax(utility)
         self.whole = self.covered([(k, e + 1) for k in self.keys for e in range(self.epochs)])
+
+    def models(self,
+        key:tuple, # values of a configuration
+    ) -> tuple: # true utility and joules, each (epochs, models after an epoch)
+        "What a run of a configuration leaves behind."
+        return self.mean[key][:, None], self.rates[key]*np.arange(1, self.epochs + 1)[:, None]
 
     def nearest(self, configuration:dict) -> tuple: # values of a recorded configuration
         "The recorded configuration next to this one."
@@ -56,9 +63,10 @@ class TabularBenchmark:
         points, # (values of a configuration, epochs)
     ) -> float: # in units of the box between floor and best utility, least and most log10 J
         "True hypervolume of models."
-        a = np.array([[(self.mean[k][e - 1] - self.floor)/(self.top - self.floor),
-            (math.log10(self.rates[k]*e) - self.span[0])/(self.span[1] - self.span[0])] for k, e in points])
-        return moocore.hypervolume(a, ref=[0., 1.], maximise=[True, False])
+        utility, joules = (np.concatenate([self._models[k][i][e - 1] for k, e in points]) for i in (0, 1))
+        a = np.column_stack([(utility - self.floor)/(self.top - self.floor),
+            (np.log10(joules) - self.span[0])/(self.span[1] - self.span[0])])
+        return moocore.hypervolume(a[np.isfinite(a).all(axis=1)], ref=[0., 1.], maximise=[True, False])
 
 # %% ../../nbs/81_bench.searches.ipynb #s06
 WORKLOADS = ('cifar100', 'imagenet', 'librispeech', 'movielens-1m', 'sentiment140', 'squad')
@@ -340,7 +348,7 @@ WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
 
 # %% ../../nbs/81_bench.searches.ipynb #s14t
-class _SearchRecord:
+class SearchRecord:
     "What a search on a table has found so far."
     def __init__(self, table, whole_runs):
         self.table, self.whole_runs = table, whole_runs
@@ -366,7 +374,7 @@ class _SearchRecord:
 
     def columns(self): return {name: [row[name] for row in self.rows] for name in self.rows[0]}
 
-def _timed(function, *args):
+def timed(function, *args):
     "The result of a function, and its seconds."
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -374,15 +382,16 @@ def _timed(function, *args):
         result = function(*args)
     return result, time.perf_counter() - start
 
-def _stop_at(searcher, configuration, planned, run):
+def run_until_stopped(searcher, configuration, planned, run):
     "The epoch at which a searcher ends a run, and the seconds of the decision."
     (utility, joules), seconds = run, 0.
     for e in [e for e in epoch_grid(len(joules)) if e < planned]:
-        stop, more = _timed(searcher.stops, configuration, utility[:e].tolist(), joules[:e].tolist())
+        stop, more = timed(searcher.stops, configuration, utility[:e].tolist(), joules[:e].tolist())
         seconds += more
         if stop: return e, seconds
     return planned, seconds
 
+# %% ../../nbs/81_bench.searches.ipynb #s14w
 def search_table(
     table:TabularBenchmark,
     name:str, # in SEARCHERS
@@ -394,15 +403,15 @@ def search_table(
     whole_runs = name in WHOLE_RUNS
     n_initial = min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL
     searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, n_initial, **changes)
-    rng, record = np.random.default_rng([seed, 1]), _SearchRecord(table, whole_runs)
+    rng, record = np.random.default_rng([seed, 1]), SearchRecord(table, whole_runs)
     for _ in range(runs):
-        (configuration, length), seconds = _timed(searcher.ask)
+        (configuration, length), seconds = timed(searcher.ask)
         key = table.nearest(configuration)
         utility, joules = _draw(table, key, rng)
         if whole_runs:
-            length, deciding = _stop_at(searcher, configuration, length, (utility, joules))
+            length, deciding = run_until_stopped(searcher, configuration, length, (utility, joules))
             seconds += deciding
-        _, telling = _timed(searcher.tell, configuration, length, utility[:length].tolist(), joules[:length].tolist())
+        _, telling = timed(searcher.tell, configuration, length, utility[:length].tolist(), joules[:length].tolist())
         record.add(key, length, joules, seconds + telling)
     return dict(strategy=name, seed=seed, **record.columns())
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from ..models.space import sobol_points
 from ..front.log import ExpectedReturn, RefPoint
-from ..front.pareto import LEAST_JOULES, trajectory_points
+from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
 from .strategies import SearchTask, maximise_acquisition
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -40,12 +40,18 @@ def trajectory_improvement(
 def _union_improvement(models, front_cost, front_utility): # (samples, n, epochs)
     "Hypervolume that each beginning of a run adds with all its deployments."
     if len(models) == 1: return trajectory_improvement(*models[0], front_cost, front_utility)
-    n_epochs, gains = models[0][0].shape[-1], []
-    for n in range(1, n_epochs + 1):
-        cost, utility = (torch.cat([part[..., :n] for part in parts], -1) for parts in zip(*models))
-        cost, order = cost.sort(-1)
-        gains.append(trajectory_improvement(cost, utility.gather(-1, order), front_cost, front_utility)[..., -1])
-    return torch.stack(gains, -1)
+    n_epochs, shape = models[0][0].shape[-1], (*models[0][0].shape[:-1], front_cost.shape[-1])
+    front_cost, front_utility = (part[:, None].expand(shape) for part in (front_cost, front_utility))
+    cost, order = torch.cat([*(cost for cost, _ in models), front_cost], -1).clamp(max=0.).sort(-1)
+    utility = torch.cat([*(utility for _, utility in models), front_utility], -1).clamp_min(0.).gather(-1, order)
+    width = torch.diff(cost, append=torch.zeros_like(cost[..., :1]))
+    index = torch.cat([torch.arange(1, n_epochs + 1)]*len(models) + [torch.zeros(shape[-1], dtype=int)])[order]
+    best, gain = torch.zeros(*shape[:-1], n_epochs + 1), 0. # of the front, then with each beginning
+    for step in zip(*(part.movedim(-1, 0).contiguous() for part in (utility, width, index))): # cheapest first
+        value, length, first = (part[..., None] for part in step)
+        best = torch.maximum(best, value.where(first <= torch.arange(n_epochs + 1), 0.))
+        gain = gain + (best[..., 1:] - best[..., :1])*length
+    return gain
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21a
 def _staircase(cost, utility): # both (samples, points)
@@ -56,6 +62,22 @@ def _staircase(cost, utility): # both (samples, points)
     rises, first = rises.sort(dim=-1, descending=True, stable=True)
     n_steps = max(1, int(rises.sum(-1).max()))
     return tuple(values.gather(-1, first).where(rises, 0.)[:, :n_steps] for values in (cost, utility))
+
+# %% ../../nbs/42_search.acquisition.ipynb #ce1
+MIN_COST_SHARE = .05 # share of the joules so far; lower costs count as much
+_INFERENCE_EXPONENT = .5 # of a run's joules, where training is no part of the energy that counts
+
+def _cost_exponent(search, trials):
+    "The exponent of a run's joules: `alpha`, nearer to a half the less of the energy that counts is training."
+    energy, shares = search.energy, []
+    for t in trials if energy.uses_inference else []:
+        readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
+        if not readings: continue
+        use = min(d['joules'][-1] for d in readings)
+        shares.append(energy.joules(trained, 0.)/energy.joules(trained, use))
+    if not shares: return search.alpha
+    share = float(np.mean(shares))
+    return share*search.alpha + (1 - share)*max(search.alpha, _INFERENCE_EXPONENT)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
 class ImprovementPerJoule(torch.nn.Module):
@@ -71,6 +93,7 @@ class ImprovementPerJoule(torch.nn.Module):
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
+        self.alpha = _cost_exponent(samples.search, trials)
         self.front_cost, self.front_utility = self._front(trials)
 
     def _front(self, trials):
@@ -103,7 +126,10 @@ class ImprovementPerJoule(torch.nn.Module):
 
     def per_joule(self, gain, joules):
         "Score of a gain at its cost."
-        return gain.clamp_min(1e-12).log() - self.samples.search.alpha*joules.log()
+        base = self.samples.search.alpha
+        score = gain.clamp_min(1e-12).log() - base*joules.log()
+        if self.alpha == base: return score
+        return score - (self.alpha - base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()
 
     def scores(self, x): # (n, epochs of the grid)
         "Scores of runs of each length."
@@ -173,8 +199,6 @@ def best_run(
     return point, acquisition.samples.grid[length]
 
 # %% ../../nbs/42_search.acquisition.ipynb #t28
-MIN_COST_SHARE = .05 # share of the joules so far; lower costs count as much
-
 def expected_return(
     acquisition:ImprovementPerJoule,
     gain:torch.Tensor, # (lengths of a run, or of the rest of it,) hypervolume

@@ -26,7 +26,7 @@ class SearchTask:
     epochs: int = 1 # of the longest run
     ref_point: RefPoint|None = None # utility and joules that a model must beat to count; None: inferred from the trials
     energy: EnergyObjective = TRAINING # the energy that counts
-    alpha: float = .15 # weight of the joules of a run against its improvement
+    alpha: float = .15 # exponent of a run's joules against its improvement, where training alone is the energy
     min_epoch_lengthscale: float = .6 # of the utility along log epochs, where the longest run is 1
     min_gain_per_cost: float = .02 # least share of the hypervolume per share of the joules so far
     enqueued: tuple = () # Suggestions that are trained first

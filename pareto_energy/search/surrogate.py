@@ -94,7 +94,8 @@ def _surrogate_inputs(
 @dataclass
 class _DeploymentSamples:
     "What is sampled of one deployment."
-    sampled_inference: object # function of inputs and a log epoch: log10 joules of 1,000 predictions, in units of 0.1
+    sampled_inference: object # function of inputs (and a log epoch): log10 joules of 1,000 predictions, in units of 0.1
+    by_epoch: bool # does it depend on the epoch?
     utility_difference: float # mean over the trials so far, from the utility of training
 
 @dataclass
@@ -133,9 +134,14 @@ class PosteriorSamples:
         cost, utility = self.cost(x), self.utility(x)
         if not self.deployments: return [(cost, utility)]
         inputs = self.inputs[1](x)
-        inference = [(_RATE_UNIT*self._at_epochs(d.sampled_inference, inputs), d.utility_difference)
+        inference = [(_RATE_UNIT*self._inference(d, inputs), d.utility_difference)
             for d in self.deployments.values()]
         return [(_log_energy(self.search.energy, cost, joules), utility + difference) for joules, difference in inference]
+
+    def _inference(self, deployment, inputs):
+        if deployment.by_epoch: return self._at_epochs(deployment.sampled_inference, inputs)
+        values = deployment.sampled_inference(inputs).reshape(-1, len(inputs), 1)
+        return values.expand(-1, -1, len(self.grid))
 
 def _log_energy(energy, training, inference): # log10 of joules
     "The logarithm of the weighed sum."
@@ -144,28 +150,48 @@ def _log_energy(energy, training, inference): # log10 of joules
     return torch.logaddexp(*(math.log(10)*part for part in parts))/math.log(10)
 
 # %% ../../nbs/41_search.surrogate.ipynb #in1
-def _inference_observations(search, encode, done, name):
-    "Readings of one deployment at the first and the last epoch; None where there are none."
+def _depends_on_epoch(trials, name):
+    "Has a run read a deployment at several epochs, with another result?"
+    readings = [d['joules'] for t in trials for d in inference_readings(t) if d['deployment'] == name]
+    return any(joules[0] != joules[-1] for joules in readings)
+
+def _inference_observations(search, encode, done, name, by_epoch):
+    "Readings of one deployment, where they differ at the first and the last epoch; None where there are none."
     readings = [(t, d) for t in done for d in inference_readings(t) if d['deployment'] == name]
-    points = [(t, d, i) for t, d in readings for i in sorted({0, len(d['epochs']) - 1})]
+    points = [(t, d, i) for t, d in readings for i in sorted({0, len(d['epochs']) - 1} if by_epoch else {0})]
     if not points: return None
-    log_epochs = _tensor([_log_epoch(d['epochs'][i], search.epochs) for _, d, i in points])
     x = encode(_tensor([search.space.encode(t.configuration) for t, _, _ in points]))
+    if by_epoch:
+        log_epochs = _tensor([_log_epoch(d['epochs'][i], search.epochs) for _, d, i in points])
+        x = torch.cat([x, log_epochs[:, None]], -1)
     joules, se = (_tensor([d[field][i] for _, d, i in points]) for field in ('joules', 'se'))
     variance = (se/joules/math.log(10)).square().clamp_min(1e-6)/_RATE_UNIT**2
-    return _Observations(torch.cat([x, log_epochs[:, None]], -1), joules.log10()[:, None]/_RATE_UNIT, variance[:, None])
+    return _Observations(x, joules.log10()[:, None]/_RATE_UNIT, variance[:, None])
+
+_NEGLIGIBLE = .002 # of the range of utilities
+
+def _reading_of(trial): # deployment -> mean difference of its utility from that of training, and joules at the end
+    trained = dict(zip(trial.epochs, trial.run['utility']))
+    return {d['deployment']: (np.mean([u - trained[e] for e, u in zip(d['epochs'], d['utility'])]), d['joules'][-1])
+        for d in inference_readings(trial)}
+
+def _leads_nowhere(name, other, runs, tolerance):
+    "Has the other deployment taken less in each of these runs, and answered as well?"
+    both = [(run[name], run[other]) for run in runs if name in run and other in run]
+    if name == other or not both: return False
+    better_by = np.mean([ours - theirs for (ours, _), (theirs, _) in both])
+    return better_by <= tolerance and all(ours > theirs for (_, ours), (_, theirs) in both)
 
 def _utility_differences(search, done): # deployment -> difference; empty where inference does not count
-    "The mean difference of each deployment's utility from that of training."
+    "The mean difference of each useful deployment's utility from that of training."
     if not search.energy.uses_inference: return {}
-    differences = {}
-    for t in done:
-        trained = dict(zip(t.epochs, t.run['utility']))
-        for d in inference_readings(t):
-            lost = [u - trained[e] for e, u in zip(d['epochs'], d['utility'])]
-            differences.setdefault(d['deployment'], []).append(np.mean(lost))
-    if not differences: raise ValueError('No finished trial has a reading of inference, so the energy is not known.')
-    return {name: float(np.mean(values)) for name, values in differences.items()}
+    runs = [_reading_of(t) for t in done]
+    names = dict.fromkeys(name for run in runs for name in run)
+    if not names: raise ValueError('No finished trial has a reading of inference, so the energy is not known.')
+    utilities = [u for t in done for u in t.run['utility']]
+    tolerance = _NEGLIGIBLE*(max(utilities) - min(utilities))
+    useful = [n for n in names if not any(_leads_nowhere(n, other, runs, tolerance=tolerance) for other in names)]
+    return {name: float(np.mean([run[name][0] for run in runs if name in run])) for name in useful}
 
 # %% ../../nbs/41_search.surrogate.ipynb #k01
 MIN_LENGTHSCALE = .025 # least lengthscale that BoTorch allows
@@ -332,12 +358,13 @@ def _bayesian_model_average(settings, means, fit_data, data, n): # function of (
     return values
 
 # %% ../../nbs/41_search.surrogate.ipynb #h07
-def _surrogate_data(search, inputs, deployments, done, failed):
+def _surrogate_data(search, inputs, deployments, done, failed): # deployment -> does it depend on the epoch?
     "Observations with the inputs of the surrogates: of the utility, of the energy, and of each deployment's inference."
     utility, rate = _learning_data(search, done, failed)
     utility.x = torch.cat([inputs[0](utility.x[:, :-1]), utility.x[:, -1:]], -1)
     rate.x = inputs[1](rate.x)
-    inference = [_inference_observations(search, inputs[1], done, name) for name in deployments]
+    inference = [_inference_observations(search, inputs[1], done, name=name, by_epoch=by_epoch)
+        for name, by_epoch in deployments.items()]
     return utility, rate, *inference
 
 def _fit_data(data, fitted, trials, seen):
@@ -361,18 +388,20 @@ def sample_posterior(
     """Fit the surrogates, and sample functions from them.
 
     Raises: ValueError where inference counts, and no trial has read it."""
-    inputs, deployments = _surrogate_inputs(search.space), _utility_differences(search, done)
-    data = partial(_surrogate_data, search, inputs, deployments)
+    inputs, differences = _surrogate_inputs(search.space), _utility_differences(search, done)
+    known = [t for trials in (done, *search.prior_trials) for t in trials]
+    by_epoch = {name: _depends_on_epoch(known, name) for name in differences}
+    data = partial(_surrogate_data, search, inputs, by_epoch)
     trials = ([*done, *running], failed)
     seen = data(*trials)
     fit_data = _fit_data(data, fitted=fitted or (done, failed), trials=trials, seen=seen)
     transfers = len(done) < 2*search.n_initial
     earlier = [data([*ts], []) for ts in search.prior_trials] if transfers else []
     functions = []
-    for i, settings in enumerate((_utility_gp(search), _RATE_GP, *[_RATE_GP]*len(deployments))):
+    for i, settings in enumerate((_utility_gp(search), _RATE_GP, *[_RATE_GP]*len(by_epoch))):
         means = [_ZeroMean(), *(_transfer_mean(settings, _freeze(parts[i])) for parts in earlier if parts[i])]
         functions.append(_bayesian_model_average(settings, means, fit_data=fit_data[i], data=seen[i], n=n))
     utility, rate, *inference = functions
-    read = {name: _DeploymentSamples(function, difference)
-        for function, (name, difference) in zip(inference, deployments.items())}
+    read = {name: _DeploymentSamples(function, by_epoch[name], differences[name])
+        for name, function in zip(by_epoch, inference)}
     return PosteriorSamples(search, inputs, utility, rate, grid=epoch_grid(search.epochs), deployments=read)
