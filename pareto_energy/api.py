@@ -22,7 +22,7 @@ from .models.custom import check_loop, fingerprint, loop_name, names_of_code, tr
 from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
-from .front.pareto import LEAST_JOULES, hypervolume, pareto_front, trajectory_points
+from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
 from .search.strategies import SearchTask, Suggestion
 from .run.settings import StudySettings, current_names, read_settings
 from .run.tasks import train_family
@@ -448,7 +448,7 @@ class OwnStudy(Results, FamilyStudy):
         stated = constant_utility(self.own_data, self.utility) if self.own_data else None
         if self.ref_utility is not None: stated = self.metric.sign*self.ref_utility
         ref_point = _own_ref_point(points, stated, self.ref_joules)
-        return {self.datasets[0]: replace(ref_point, metric=self.metric, energy=self.objective)}
+        return {self.datasets[0]: replace(ref_point, metric=self.metric, energy=in_answers(self.objective, self.trials_so_far))}
 
     def run_part(self, **how): # as in `run.study.run_study`
         "Do what is left of the study, and write its front."

@@ -159,7 +159,8 @@ def test_an_error_ends_the_script(folder, mark):
 
 
 LOOP = '''
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler) # tests in the background may have it ignored
 from pareto_energy.energy.meter import SimulatedMeter
 from pareto_energy.models.command import command_loop
 from pareto_energy.models.custom import train_loop
@@ -173,6 +174,7 @@ def test_a_script_ends_with_the_program_that_trains(folder, mark, number):
     program = subprocess.Popen([sys.executable, '-c', LOOP, mark], stderr=subprocess.DEVNULL)
     wait_until((folder/'ready').exists, 'the script')
     assert len(processes_of(mark)) > 1
+    wait_until(lambda: len(psutil.Process(program.pid).children()) > 1, 'the watchdog')
     program.send_signal(number)
     program.wait(30)
     wait_until(lambda: not processes_of(mark), 'the end of the script', seconds=10)

@@ -128,13 +128,31 @@ def test_half_a_stated_threshold_reaches_the_search_of_a_loop(home):
     assert search(unstated) is None
 
 
-def test_thresholds_of_the_command_line_reach_the_search(home):
+def test_thresholds_of_the_command_line_reach_the_search(home, monkeypatch):
     from typer.testing import CliRunner
     from pareto_energy.cli import app
-    words = ('find', 'digits', '--model', 'logistic', '--minutes', '.05', '--epochs', '2', '--meter', 'simulated')
-    done = CliRunner().invoke(app, [*words, '--utility-at-least', '.5', '--energy-at-most', '3'])
-    assert done.exit_code == 0, done.output
-    record = json.loads((home/'data/digits/study.json').read_text())
-    assert (record['ref_utility'], record['ref_joules']) == (.5, 3.)
+    begun = []
+    def stop(study, minutes):
+        begun.append(study)
+        raise ValueError('enough')
+    monkeypatch.setattr('pareto_energy.cli._find_within', stop)
+    words = ('find', 'digits', '--model', 'logistic', '--meter', 'simulated')
+    assert 'enough' in CliRunner().invoke(app, [*words, '--utility-at-least', '.5', '--energy-at-most', '3']).stderr
+    search = begun[0].search('digits', 'logistic')
+    assert (search.ref_point.utility, search.ref_point.joules) == (.5, 3.)
     wrong = CliRunner().invoke(app, [*words, '--energy-at-most', '0'])
     assert wrong.exit_code == 2 and 'number above 0' in wrong.stderr
+
+
+def test_the_unit_of_the_answers_reaches_axis_and_sentences(home):
+    from pareto_energy.api import Study, load_study
+
+    def speaking(configuration):
+        yield dict(utility=configuration['width'], predict=lambda: sum(range(2000)), answers=100, unit='tokens')
+    study = Study(speaking, dict(width=(.1, .9)), 'speaking', trials=4, n_initial=2, epochs=1, fresh_seeds=2, repeats=1, target_rel_se=.5,
+        max_seconds=.1, energy='inference').run()
+    for read in (study, load_study('speaking')):
+        assert 'J per 1,000 tokens' in str(read) and 'J per 1,000 tokens' in json.dumps(read.chart.to_dict())
+    life = load_study('speaking', 'lifetime', 1e6)
+    assert 'over 10⁶ tokens' in str(life)
+    assert 'predictions' not in str(life)

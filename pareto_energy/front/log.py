@@ -61,10 +61,12 @@ class EnergyObjective:
     Raises: ValueError for an unknown kind, or a number of predictions that does not fit it."""
     kind: str = 'training' # training, inference or lifetime
     predictions: float|None = None # in a life, where that is the kind
+    answers: str = 'predictions' # what the models are asked for, where they say so, such as tokens
 
     def __post_init__(self):
         lookup(self.kind, ENERGY_KINDS, 'energy')
         n = self.predictions
+        if self.kind == 'training': object.__setattr__(self, 'answers', 'predictions')
         if self.kind != 'lifetime':
             if n is not None: object.__setattr__(self, 'predictions', None) # they change nothing there
             return
@@ -99,11 +101,11 @@ class EnergyObjective:
 
     @property
     def unit(self):
-        if self.kind == 'lifetime': return f'J over {_count(self.predictions)} predictions'
-        return 'J' if self.kind == 'training' else 'J per 1,000 predictions'
+        if self.kind == 'lifetime': return f'J over {_count(self.predictions)} {self.answers}'
+        return 'J' if self.kind == 'training' else f'J per 1,000 {self.answers}'
 
     def record(self): # in JSON
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, 'predictions')}
 
 def _count(n): # 10⁶, 5,000 or 3.2·10⁵
     if n < 10_000: return f'{n:,g}'

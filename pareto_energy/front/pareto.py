@@ -7,6 +7,7 @@ __all__ = ['trajectory_points', 'pareto_front', 'hypervolume']
 
 # %% ../../nbs/31_front.pareto.ipynb #imp
 import math
+from dataclasses import replace
 import moocore
 import numpy as np
 import pandas as pd
@@ -75,6 +76,15 @@ def _at_each_epoch(trial, reading):
     if not is_usual or [utility[e] for e in reading['epochs']] != reading['utility']: return reading
     between = {key: np.interp(trial.epochs, reading['epochs'], reading[key]).tolist() for key in ('joules', 'se')}
     return reading | between | dict(epochs=trial.epochs, utility=trial.run['utility'])
+
+# %% ../../nbs/31_front.pareto.ipynb #ia2
+def in_answers(
+    energy:EnergyObjective,
+    trials, # that say what their models answer with
+) -> EnergyObjective: # the same, in their unit
+    "The energy of what the models of a study are asked for."
+    units = (d['unit'] for t in trials for d in t.run.get('deployments', []) if 'unit' in d)
+    return replace(energy, answers=next(units, energy.answers))
 
 # %% ../../nbs/31_front.pareto.ipynb #en5
 def final_model(

@@ -62,7 +62,7 @@ def _emissions(t, grams_per_kwh, country, project):
 
 # %% ../../nbs/66_report.export.ipynb #m01
 def emissions_block(
-    row, # of `front_table`: joules, joules_ci, seeds
+    row, # of `front_table`: seeds, joules and joules_ci, or training and training_ci
     label:str, # of the energy
     machine:str, # its description
     country:str, # ISO code of three letters
@@ -70,8 +70,10 @@ def emissions_block(
     "The emissions of a point of the front, for its model card."
     import yaml
     intensity = carbon_intensity(country)
-    grams = footprint(row.joules, intensity)['grams']
-    source = (f'pareto_energy: {row.joules:.3g} ± {row.joules_ci:.2g} J a training run ({label}; mean of {row.seeds} '
+    is_life = 'training' in row # where the front weighs another energy
+    joules, joules_ci = (row.training, row.training_ci) if is_life else (row.joules, row.joules_ci)
+    grams = footprint(joules, intensity)['grams']
+    source = (f'pareto_energy: {joules:.3g} ± {joules_ci:.2g} J a training run ({label}; mean of {row.seeds} '
         f'seeds, 95 % interval), {intensity:g} g/kWh')
     block = dict(emissions=float(f'{grams:.3g}'), source=source, training_type='pre-training',
         geographical_location=country, hardware_used=machine)

@@ -168,7 +168,8 @@ def _other_lives(table, rule, scale):
     if rule.energy_at_most is not None or table.inference.isna().any(): return ''
     changes = choices_by_life(table, rule)
     if len(changes) < 2: return 'It is so for lives of any length.' if len(changes) else ''
-    clauses = [f'from {format_rounded(r.start)} predictions on the {r.model} (trained with {format_rounded(r.joules)} J)'
+    answers = scale.energy.answers
+    clauses = [f'from {format_rounded(r.start)} {answers} on the {r.model} (trained with {format_rounded(r.joules)} J)'
         for r in changes[1:].itertuples()]
     first = changes.iloc[0]
     return (f'Over a life, the choice is the {first.model} (trained with {format_rounded(first.joules)} J) at first, '
@@ -222,12 +223,12 @@ def break_even_sentence(
 ) -> str:
     "Whether a dearer training can be paid back by cheaper answers."
     if table.inference.isna().all(): return f'On {name} inference was not read.'
-    pairs = break_even_table(table)
+    pairs, answers = break_even_table(table), metric_scale(table).energy.answers
     if pairs.empty:
         return (f'On {name} no model of the front that is dearer to train is clearly cheaper to ask than a cheaper '
-            'one: no number of predictions pays it back.')
+            f'one: no number of {answers} pays it back.')
     clause = lambda r: (f'the {r.asked} has paid its dearer training back against the {r.trained} after '
-        f'{format_rounded(r.predictions)} ± {format_rounded(r.half_width)} predictions')
+        f'{format_rounded(r.predictions)} ± {format_rounded(r.half_width)} {answers}')
     return f'On {name} ' + '; '.join(map(clause, pairs.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #o01s
@@ -301,7 +302,7 @@ REMARKS = (early_end_sentence, failure_sentence, untested_sentence, cheaper_agai
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def _payback(times, energy):
     "How often a saving has to be made."
-    if energy.kind == 'inference': return f'{format_rounded(1000*times)} predictions'
+    if energy.kind == 'inference': return f'{format_rounded(1000*times)} {energy.answers}'
     return f"{format_rounded(times)} {'trainings' if energy == TRAINING else 'such lives'}"
 
 def payback_sentence(

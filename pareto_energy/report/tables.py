@@ -17,8 +17,9 @@ from scipy import stats
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
 from ..front.log import KEY, TRAINING, EnergyObjective, RefPoint
-from ..front.pareto import (
-    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, labelled_readings, model_points, pareto_front, trajectory_points)
+from pareto_energy.front.pareto import (
+    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, in_answers, labelled_readings, model_points, pareto_front,
+    trajectory_points)
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
 def _scale_values(values, factor): return [None if v is None else factor*v for v in values]
@@ -104,7 +105,8 @@ def metric_scale(
 ) -> MetricScale:
     "The scale of a table's metric."
     first = table.iloc[0]
-    energy = EnergyObjective(first.get('energy', 'training'), first.get('predictions'))
+    energy = EnergyObjective(first.get('energy', 'training'), first.get('predictions'),
+        first.get('answers', 'predictions'))
     sign = int(first.get('sign', 1))
     return MetricScale(first.get('metric', 'utility'), unit=first.get('unit', '%'), sign=sign, energy=energy)
 
@@ -125,6 +127,7 @@ def in_energy(
     """The reference points of a study that is read in another energy.
 
     Raises: ValueError where inference counts and no trial has a reading of it."""
+    energy = in_answers(energy, trials)
     if study_energy(ref_points) == energy: return ref_points
     points = trajectory_points(trials, energy)
     if points.empty: raise ValueError(_NO_INFERENCE.format(energy.name))
@@ -259,7 +262,9 @@ def model_names(
     return table.family.where(is_usual, table.family + ' as ' + table.deployment)
 
 # %% ../../nbs/60_report.tables.ipynb #c13b
-def _energy_columns(energy): return dict(energy=energy.kind, predictions=energy.predictions)
+def _energy_columns(energy):
+    answers = {} if energy.answers == 'predictions' else dict(answers=energy.answers)
+    return dict(energy=energy.kind, predictions=energy.predictions) | answers
 
 def front_table(
     retrained:pd.DataFrame, # from `retrained_points`
@@ -456,7 +461,7 @@ def over_life(
     "The front of models over a life."
     t = _with_training_joules(table.drop(columns=['price', 'price_low', 'price_high', 'on_front'], errors='ignore'))
     thousands = predictions/1000
-    energy = EnergyObjective('lifetime', predictions)
+    energy = EnergyObjective('lifetime', predictions, metric_scale(table).energy.answers)
     t = t.assign(training=t.joules, training_ci=t.joules_ci, joules=t.joules + thousands*t.inference,
         joules_ci=np.hypot(t.joules_ci, thousands*t.inference_ci), **_energy_columns(energy)).dropna(subset='joules')
     stays = pareto_front(t.assign(utility=t.test)).index

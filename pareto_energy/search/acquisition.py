@@ -74,7 +74,7 @@ def _cost_exponent(search, trials):
         readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
         if not readings: continue
         use = min(d['joules'][-1] for d in readings)
-        shares.append(energy.joules(trained, 0.)/energy.joules(trained, use))
+        shares.append(energy.joules(trained, 0.)/max(energy.joules(trained, use), LEAST_JOULES))
     if not shares: return search.alpha
     share = float(np.mean(shares))
     return share*search.alpha + (1 - share)*max(search.alpha, _INFERENCE_EXPONENT)

@@ -191,7 +191,7 @@ def _utility_differences(search, done): # deployment -> difference; empty where 
     utilities = [u for t in done for u in t.run['utility']]
     tolerance = _NEGLIGIBLE*(max(utilities) - min(utilities))
     useful = [n for n in names if not any(_leads_nowhere(n, other, runs, tolerance=tolerance) for other in names)]
-    return {name: float(np.mean([run[name][0] for run in runs if name in run])) for name in useful}
+    return {name: float(np.mean([run[name][0] for run in runs if name in run])) for name in useful or names}
 
 # %% ../../nbs/41_search.surrogate.ipynb #k01
 MIN_LENGTHSCALE = .025 # least lengthscale that BoTorch allows
