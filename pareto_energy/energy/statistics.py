@@ -59,6 +59,17 @@ def fieller_interval(
     return (ratio - half)/(1 - g), (ratio + half)/(1 - g)
 
 # %% ../../nbs/13_energy.statistics.ipynb #p02
+def _resampled_tau(x, y):
+    "Kendall's τ of resampled pairs, as a function of the numbers of the pairs, (resamples, n)."
+    order = [np.sign(values[:, None] - values) for values in (x, y)]
+    def total(weights, pairs): return ((weights @ pairs)*weights).sum(axis=1)
+    def tau(numbers, axis=-1):
+        weights = np.zeros((len(numbers), len(x))) # how often each pair was taken
+        np.add.at(weights, (np.arange(len(numbers))[:, None], numbers), 1.)
+        untied = [total(weights, values**2) for values in order]
+        with np.errstate(invalid='ignore'): return total(weights, order[0]*order[1])/np.sqrt(untied[0]*untied[1])
+    return tau
+
 def rank_agreement(
     x, # (n,) a stand-in
     y, # (n,) joules
@@ -66,11 +77,10 @@ def rank_agreement(
 ) -> dict: # tau, and low and high of its 95 % bootstrap interval
     "Kendall's τ of two rankings."
     from scipy import stats
-    def tau(a, b): return stats.kendalltau(a, b).statistic
-    pairs = np.asarray(x), np.asarray(y)
+    x, y = np.asarray(x, float), np.asarray(y, float)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', stats.DegenerateDataWarning) # of few values the interval is nan
-        bootstrap = stats.bootstrap(
-            pairs, tau, paired=True, vectorized=False, n_resamples=999, method='percentile', rng=seed)
+        bootstrap = stats.bootstrap((np.arange(len(x)),), _resampled_tau(x, y), vectorized=True, n_resamples=999,
+            method='percentile', rng=seed)
     interval = bootstrap.confidence_interval
-    return dict(tau=float(tau(x, y)), low=float(interval.low), high=float(interval.high))
+    return dict(tau=float(stats.kendalltau(x, y).statistic), low=float(interval.low), high=float(interval.high))
