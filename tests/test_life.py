@@ -156,3 +156,13 @@ def test_the_unit_of_the_answers_reaches_axis_and_sentences(home):
     life = load_study('speaking', 'lifetime', 1e6)
     assert 'over 10⁶ tokens' in str(life)
     assert 'predictions' not in str(life)
+
+
+def test_a_model_card_states_one_training_whatever_the_front_weighs():
+    from pareto_energy.api import load_study
+    from pareto_energy.report.export import emissions_block
+    trained, used = (load_study('published/quick', *energy).front for energy in (('training',), ('lifetime', 1e8)))
+    best = used[used.on_front].iloc[-1]
+    same = trained[(trained.trial == best.trial) & (trained.epochs == best.epochs)].iloc[0]
+    card = emissions_block(best, 'estimated', 'a machine', 'DEU')
+    assert f'{same.joules:.3g} ± ' in card and best.joules > 2*same.joules
