@@ -270,10 +270,9 @@ def test_mlflow_keeps_each_trial_with_its_trajectory(tmp_path, monkeypatch):
 
 def test_hugging_face_reads_the_emissions_of_a_card():
     need('huggingface_hub')
-    from types import SimpleNamespace
     from huggingface_hub import ModelCard
     from pareto_energy.report.export import emissions_block
-    row = SimpleNamespace(joules=3.6e6, joules_ci=1e5, seeds=5)
+    row = pd.Series(dict(joules=3.6e6, joules_ci=1e5, seeds=5))
     card = ModelCard(f"---\n{emissions_block(row, 'measured', 'EPYC · 2 threads', 'GBR')}---\n# A model")
     emissions = card.data.co2_eq_emissions
     assert emissions['emissions'] == pytest.approx(238, abs=1) and emissions['hardware_used'] == 'EPYC · 2 threads'

@@ -70,8 +70,7 @@ def emissions_block(
     "The emissions of a point of the front, for its model card."
     import yaml
     intensity = carbon_intensity(country)
-    is_life = 'training' in row # where the front weighs another energy
-    joules, joules_ci = (row.training, row.training_ci) if is_life else (row.joules, row.joules_ci)
+    joules, joules_ci = row.get('training', row.joules), row.get('training_ci', row.joules_ci)
     grams = footprint(joules, intensity)['grams']
     source = (f'pareto_energy: {joules:.3g} ± {joules_ci:.2g} J a training run ({label}; mean of {row.seeds} '
         f'seeds, 95 % interval), {intensity:g} g/kWh')
