@@ -233,7 +233,7 @@ def _cards(study, trials, country):
     table = pd.read_csv(path)
     cards = []
     for name, rows in table[table.on_front].groupby('dataset', sort=False):
-        for row in rows.itertuples():
+        for _, row in rows.iterrows():
             block = emissions_block(row, label=trials[0].label, machine=trials[0].machine_id, country=country)
             cards.append(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n{block}')
     return '\n'.join(cards)
