@@ -90,6 +90,14 @@ def test_work_of_other_processes_counts_in_the_epoch_that_it_was_done_in(loop, s
     assert epochs == pytest.approx([meter.watts*seconds]*4, rel=.3)
 
 
+def test_a_process_that_ends_while_it_is_looked_for_is_counted(monkeypatch):
+    from pareto_energy.energy import meter
+    ended = iter([0., .5, .5, .5]) # a thread waits for it between the first reading and the search for it
+    monkeypatch.setattr(meter, '_ended_seconds', lambda: next(ended))
+    monkeypatch.setattr(meter, 'has_children', lambda: False)
+    assert meter.descendants_seconds() == .5
+
+
 WANDERS = '''
 import os, tempfile
 from pareto_energy import Study

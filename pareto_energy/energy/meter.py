@@ -243,8 +243,7 @@ def descendants_seconds() -> float: # CPU-seconds
     import psutil
     while True:
         ended, live = _ended_seconds(), 0.
-        if not has_children(): return ended
-        for child in _descendants():
+        for child in _descendants() if has_children() else ():
             with suppress(psutil.NoSuchProcess): live += sum(child.cpu_times()[:4])
         if _ended_seconds() == ended: return ended + live # else a child has ended meanwhile
 
