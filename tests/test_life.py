@@ -39,7 +39,7 @@ def test_the_search_goes_where_answers_are_cheap(home):
     "Where a model answers often, a narrow network is worth more epochs, and wide ones are not tried for long."
     from pareto_energy.search.trajectory import trajectory
     study, trials = study_of('life', strategies=['trajectory'], energy='training', trials=4)
-    search = study.search('digits', 'mlp')
+    search = study.search_task('digits', 'mlp')
     from pareto_energy.front.log import EnergyObjective
     used = replace(search, energy=EnergyObjective('inference'), ref_point=replace(search.ref_point, energy=EnergyObjective('inference'), joules=1.))
     planned = {name: trajectory(task, trials, 0) for name, task in dict(training=search, inference=used).items()}
@@ -118,7 +118,7 @@ def test_half_a_stated_threshold_reaches_the_search_of_a_loop(home):
 
     def loop(configuration):
         for epoch in range(3): yield configuration['lr']*(epoch + 1)/3
-    search = lambda study: study.search(study.datasets[0], next(iter(study.loops))).ref_point
+    search = lambda study: study.search_task(study.datasets[0], next(iter(study.loops))).ref_point
     stated = Study(loop, space=dict(lr=(.1, .9)), study='half', meter='simulated', trials=3, n_initial=2, epochs=3, fresh_seeds=1, repeats=1, ref_utility=.2)
     assert search(stated) is None
     stated.run()
@@ -138,7 +138,7 @@ def test_thresholds_of_the_command_line_reach_the_search(home, monkeypatch):
     monkeypatch.setattr('pareto_energy.cli._find_within', stop)
     words = ('find', 'digits', '--model', 'logistic', '--meter', 'simulated')
     assert 'enough' in CliRunner().invoke(app, [*words, '--utility-at-least', '.5', '--energy-at-most', '3']).stderr
-    search = begun[0].search('digits', 'logistic')
+    search = begun[0].search_task('digits', 'logistic')
     assert (search.ref_point.utility, search.ref_point.joules) == (.5, 3.)
     wrong = CliRunner().invoke(app, [*words, '--energy-at-most', '0'])
     assert wrong.exit_code == 2 and 'number above 0' in wrong.stderr

@@ -174,7 +174,7 @@ def test_budgets_of_hours_and_joules(home, smoke):
     smoke['max_joules'] = None
     assert len(run_study(FamilyStudy(**smoke))) == 32
     warm = FamilyStudy(**smoke | dict(study='warm', warm='budgets', families=['mlp'], seeds=[0], n_initial=4))
-    assert 1 <= len(warm.search('digits', 'mlp').warm_starts) <= 2 and [len(ts) for ts in warm.search('digits', 'mlp').prior_trials] == [16]
+    assert 1 <= len(warm.search_task('digits', 'mlp').warm_starts) <= 2 and [len(ts) for ts in warm.search_task('digits', 'mlp').prior_trials] == [16]
     sources = {t.key[2:]: t.origin.source for t in run_study(warm)}
     assert [sources['trajectory', 0, n] for n in range(4)] == ['centre', 'sobol', 'trajectory', 'sobol'] and sources['random', 0, 1] == 'warm start'
 

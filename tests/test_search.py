@@ -29,7 +29,7 @@ def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking
     from dataclasses import replace
     study = FamilyStudy('looked', **smoke | ONE | dict(trials=4, epochs=60), min_gain_per_cost=1e9)
     *earlier, last = run_study(replace(study, min_gain_per_cost=0, study='all'))
-    search = study.search('digits', 'logistic')
+    search = study.search_task('digits', 'logistic')
     flat, unread = dict(utility=[.1]*4, joules=lambda: [1., 2., 3., 4.], epochs=[1, 2, 3, 4]), dict(utility=[.1]*5, joules=lambda: 1/0, epochs=[1, 2, 3, 4, 5])
     planned = lambda joules: replace(last, origin=Origin(source='trajectory', epochs=60, joules=joules, expected=ExpectedReturn(gain=1., cost=1.)))
     assert not stopping_rule(search, planned(1.), earlier)(**flat) and stopping_rule(search, planned(1e6), earlier)(**flat)

@@ -53,7 +53,7 @@ def long_study(
         memory, path = psutil.Process().memory_info().rss/2**20, study_path('rehearsal')/'trials.jsonl'
         opening, contents = _timed(lambda: read_log(path))
         study, earlier = synthetic_study(n), [t for t in contents.trials.values() if t.status == 'finished']
-        thinking = min(_timed(lambda: STRATEGIES['trajectory'](study.search('digits', 'logistic'), earlier, seed))[0]
+        thinking = min(_timed(lambda: STRATEGIES['trajectory'](study.search_task('digits', 'logistic'), earlier, seed))[0]
             for seed in range(2))
         rows.append(dict(trials=n, trial_seconds=each, megabytes=memory, opening=opening,
             log_megabytes=path.stat().st_size/2**20, suggestion=thinking))

@@ -152,6 +152,7 @@ class Origin:
     joules: float|None = None # of the suggestion; None where they were not read
     epochs: int|None = None # length of the run that was planned; None: the longest
     expected: ExpectedReturn|None = None # of the best next run, where the strategy computed it
+    families: dict|None = None # family -> `ExpectedReturn` of its best next run, in a joint search
 
     @classmethod
     def from_record(cls,
@@ -160,8 +161,9 @@ class Origin:
         """An origin that was recorded.
 
         Raises: TypeError for a record with other fields."""
-        expected = record.get('expected')
-        return cls(**(record | dict(expected=expected and ExpectedReturn(**expected))))
+        expected, families = record.get('expected'), record.get('families')
+        by_family = families and {name: ExpectedReturn(**value) for name, value in families.items()}
+        return cls(**(record | dict(expected=expected and ExpectedReturn(**expected), families=by_family)))
 
     def record(self) -> dict:
         "What is written into a log: the fields that are known."
@@ -175,6 +177,23 @@ class SearchEnd:
 
     @classmethod
     def from_event(cls, event:dict): return cls(ExpectedReturn(event['gain'], event['cost']), event['joules'])
+
+# %% ../../nbs/30_front.log.ipynb #js1
+JOINT = 'joint ' # before the name of a strategy that searches all families at once
+ALL_FAMILIES = 'all' # in the place of the family of a joint search
+
+def is_joint(strategy:str) -> bool: # a strategy, as a trial names it
+    "Does it search all families at once?"
+    return strategy.startswith(JOINT)
+
+def search_key(
+    dataset:str,
+    family:str,
+    strategy:str, # as a trial names it
+    seed:int,
+) -> tuple: # dataset, family or `ALL_FAMILIES`, strategy, seed
+    "What tells one search from another."
+    return dataset, ALL_FAMILIES if is_joint(strategy) else family, strategy, seed
 
 # %% ../../nbs/30_front.log.ipynb #c06b
 @dataclass
@@ -199,6 +218,9 @@ class Trial:
 
     @property
     def key(self): return tuple(getattr(self, k) for k in KEY)
+    @property
+    def search(self): # what its numbers count: a joint search has trials of several families
+        return search_key(self.dataset, self.family, self.strategy, self.seed)
     @property
     def epochs(self): # that the points of its run belong to
         return self.run.get('epochs') or [*range(1, len(self.run.get('utility', [])) + 1)]

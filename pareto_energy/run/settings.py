@@ -108,6 +108,9 @@ class StudySettings(TrainingSettings):
         '{path: income.csv, target: income}',
         _optional(_data), None)
     ranges: dict = setting('family or all -> parameter -> [low, high], the options, or one value', _mapping, {})
+    search: str = setting(
+        'separate (a search for each family), joint (one over all families) or both',
+        _one_of(('separate', 'joint', 'both'), 'search'), 'separate', fixed=False)
     energy: str = setting(
         'that counts: training, inference (of 1,000 predictions) or lifetime',
         _one_of(ENERGY_KINDS, 'energy'), 'training')
@@ -261,6 +264,7 @@ def check_unchanged(settings:StudySettings):
     if before is None or not log.exists() or not log.stat().st_size: return
     fixed = {f.name for f in fields(StudySettings) if f.metadata['fixed']} - {'study'}
     if settings.energy == 'lifetime': fixed.add('predictions')
+    if 'separate' not in (before['search'], now['search']): fixed.add('families') # they make the space of a joint search
     changed = [f'{name} was {before[name]!r} and is now {now[name]!r}' for name in sorted(fixed)
         if before[name] != now[name]]
     if changed:

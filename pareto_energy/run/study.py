@@ -19,11 +19,12 @@ from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label,
     prepared_path, read_prepared, write_prepared)
 from ..models.families import family_space, supports
+from ..models.space import JointSpace
 from ..models.own_data import find_data
-from ..front.log import (MAX_ATTEMPTS, TRAINING, EnergyObjective, Metric, Origin, RefPoint, TrialLog,
-    check_same_source, machine_readings, read_ref_points, read_trials)
+from ..front.log import (ALL_FAMILIES, JOINT, MAX_ATTEMPTS, TRAINING, EnergyObjective, Metric, Origin,
+    RefPoint, TrialLog, check_same_source, machine_readings, read_ref_points, read_trials)
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
-from ..search.strategies import SearchTask, sobol_strategy
+from ..search.strategies import SearchTask, as_searched, sobol_strategy
 from ..search.acquisition import is_worthwhile
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
@@ -114,28 +115,45 @@ class FamilyStudy(_StudyFiles):
         return spaces
 
     @property
-    def searches(self): # (dataset, family, strategy, seed), seeds outermost so that a half-done study is balanced
-        every = itertools.product(self.seeds, self.datasets, self.families, self.strategies)
-        return [(d, f, s, seed) for seed, d, f, s in every if (d, f) in self.spaces]
+    def searches(self): # as `front.log.search_key`; seeds outermost, so that a half-done study is balanced
+        families = dict(separate=self.families, joint=[ALL_FAMILIES], both=[*self.families, ALL_FAMILIES])[self.search]
+        every = itertools.product(self.seeds, self.datasets, families, self.strategies)
+        return [(d, f, JOINT + s if f == ALL_FAMILIES else s, seed) for seed, d, f, s in every
+            if f == ALL_FAMILIES or (d, f) in self.spaces]
 
-    def search(self,
+    def search_space(self,
         name:str, # of a dataset
-        family:str,
+        family:str, # or `ALL_FAMILIES`
+    ): # a Space
+        "Where a search looks."
+        if family != ALL_FAMILIES: return self.spaces[name, family]
+        return JointSpace({f: space for (d, f), space in self.spaces.items() if d == name})
+
+    def search_task(self,
+        name:str, # of a dataset
+        family:str, # or `ALL_FAMILIES`
     ) -> SearchTask:
         "What a strategy searches."
-        return SearchTask(space=self.spaces[name, family], n_initial=self.n_initial, epochs=self.epochs,
-            ref_point=self.ref_points[name], energy=self.objective, min_gain_per_cost=self.min_gain_per_cost,
-            **self.transfer[name, family])
+        space = self.search_space(name, family)
+        n_initial = max(self.n_initial, len(space.spaces)) if family == ALL_FAMILIES else self.n_initial
+        return SearchTask(space=space, n_initial=n_initial, epochs=self.epochs, ref_point=self.ref_points[name],
+            energy=self.objective, min_gain_per_cost=self.min_gain_per_cost, **self.transfer(name, family))
+
+    def transfer(self, name:str, family:str) -> dict:
+        "What a search takes from the earlier study."
+        if (name, family) not in self._transferred:
+            space = self.search_space(name, family)
+            trials = [t for t in self._earlier_trials if family in (t.family, ALL_FAMILIES)]
+            warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
+            self._transferred[name, family] = dict(warm_starts=warm, prior_trials=prior_trials(trials, name, space))
+        return self._transferred[name, family]
 
     @cached_property
-    def transfer(self): # (dataset, family) -> what a search takes from the earlier study
-        trials = list(read_trials(study_path(self.warm, root=self.root)/'trials.jsonl').values()) if self.warm else []
-        return {(d, f): self._transfer_to(d, space, [t for t in trials if t.family == f])
-            for (d, f), space in self.spaces.items()}
+    def _transferred(self): return {}
 
-    def _transfer_to(self, name, space, trials):
-        warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
-        return dict(warm_starts=warm, prior_trials=prior_trials(trials, name, space))
+    @cached_property
+    def _earlier_trials(self):
+        return list(read_trials(study_path(self.warm, root=self.root)/'trials.jsonl').values()) if self.warm else []
 
     def parts(self, client=None) -> list: # of (study, addresses of its workers or None)
         "This study, or where machines are kept apart, one for each kind."
@@ -203,34 +221,35 @@ def compute_ref_points(
 def trial_job(
     study:FamilyStudy,
     log:TrialLog, # held by this process
-    key:tuple, # (dataset, family, strategy, seed, number)
+    place:tuple, # of the trial: (dataset, family or `ALL_FAMILIES`, strategy, seed, number)
     source:tuple, # label and machine
 ): # a generator: yields a task, as (function, *arguments), and is sent its result; None: the trial before hasn't begun
     "Run one trial, or the one that was interrupted."
-    *_, number = key
-    while number and (*key[:-1], number - 1) not in log.trials and is_pending(study, log.trials, key): yield
-    if not is_pending(study, log.trials, key): return
-    search = study.search(*key[:2])
-    earlier = [log.trials[(*key[:-1], n)] for n in range(number)]
-    trial = log.trials.get(key)
+    *of_search, number = place
+    at = lambda n: trial_at(study, log.trials, (*of_search, n))
+    while number and not at(number - 1) and is_pending(study, log.trials, place): yield
+    if not is_pending(study, log.trials, place): return
+    search, earlier, trial = study.search_task(*place[:2]), [at(n) for n in range(number)], at(number)
     if trial and trial.attempts >= MAX_ATTEMPTS:
-        return log.append('failed', key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
-    if trial: configuration, origin = trial.configuration, trial.origin
-    else: configuration, origin = yield from _suggestion(study.measurement, search, key, earlier)
+        return log.append('failed', trial.key, reason=f'the process died in each of {MAX_ATTEMPTS} attempts', spent=0.)
+    if trial: key, configuration, origin = trial.key, trial.configuration, trial.origin
+    else: key, configuration, origin = yield from _suggestion(study.measurement, search, place, earlier)
     if not trial and number >= search.n_initial and not is_worthwhile(origin.expected, study.min_gain_per_cost):
         return log.append('search_end', earlier[-1].key, **asdict(origin.expected), joules=origin.joules)
     log.append('started', key, configuration=configuration, origin=origin, label=source[0], machine_id=source[1])
     yield from _training(study, log, key, search, earlier)
 
-def _suggestion(measurement, search, key, earlier):
-    "A configuration and its origin; a Sobol' point where the strategy's process died."
-    *_, strategy, seed, _ = key
+def _suggestion(measurement, search, place, earlier):
+    "Key of the next trial, its configuration and its origin; a Sobol' point where the strategy's process died."
+    dataset, family, strategy, seed, number = place
     start = time.perf_counter()
     try: suggestion, origin = yield suggest, measurement, search, strategy, seed, earlier
     except WorkerDied as e:
-        suggestion = sobol_strategy(search, earlier, seed)
+        suggestion = sobol_strategy(search, as_searched(search, earlier), seed)
         origin = Origin(f'sobol: {e.reason}', seconds=time.perf_counter() - start, joules=e.spent)
-    return suggestion.configuration, origin
+    configuration = suggestion.configuration
+    if family == ALL_FAMILIES: family, configuration = configuration['family'], configuration['configuration']
+    return (dataset, family, strategy, seed, number), configuration, origin
 
 def _training(study, log, key, search, earlier):
     "Train a trial that has started, and log how it ended."
@@ -263,35 +282,47 @@ def search_ended(
     trials, # of one search
 ) -> bool:
     "Has a search ended by itself, or used up its joules?"
+    trials = [*trials]
     if any(t.search_end for t in trials): return True
     return study.max_joules is not None and sum(t.cost for t in trials) >= study.max_joules
 
-def _is_open(trials, key): return key not in trials or trials[key].status == 'started'
+def trial_at(
+    study:FamilyStudy,
+    trials:dict, # key -> Trial
+    place:tuple, # of a trial: (dataset, family or `ALL_FAMILIES`, strategy, seed, number)
+): # a Trial; None where it has not started
+    "The trial with a number in a search; in a joint one, of any family."
+    dataset, family, *rest = place
+    if family != ALL_FAMILIES: return trials.get(place)
+    return next((trials[key] for f in study.families if (key := (dataset, f, *rest)) in trials), None)
+
+def _is_open(trial): return not trial or trial.status == 'started'
 
 def is_pending(
     study:FamilyStudy,
     trials:dict, # key -> Trial
-    key:tuple,
+    place:tuple, # of a trial, as in `trial_at`
 ) -> bool:
     "Is this trial still to be done: neither it nor its search has ended?"
-    earlier_keys = [(*key[:-1], n) for n in range(key[-1])]
-    earlier = [trials[k] for k in earlier_keys if k in trials]
-    return _is_open(trials, key) and not search_ended(study, earlier)
+    *search, number = place
+    earlier = [trial_at(study, trials, (*search, n)) for n in range(number)]
+    return _is_open(trial_at(study, trials, place)) and not search_ended(study, filter(None, earlier))
 
-def pending_trials(study:FamilyStudy, trials:dict) -> list: # keys
+def pending_trials(study:FamilyStudy, trials:dict) -> list: # places, as in `trial_at`
     "Trials that haven't ended, of searches that haven't either."
     by_search = defaultdict(list)
     for t in trials.values():
-        if t.status != 'started': by_search[t.key[:-1]].append(t)
+        if t.status != 'started': by_search[t.search].append(t)
     over = {search for search, ended in by_search.items() if search_ended(study, ended)}
-    keys = [(*search, n) for search in study.searches for n in range(study.trials)]
-    return [key for key in keys if _is_open(trials, key) and (key[:-1] not in over or key in trials)]
+    begun = {(*t.search, t.number): t for t in trials.values()}
+    places = [(*search, n) for search in study.searches for n in range(study.trials)]
+    return [p for p in places if _is_open(begun.get(p)) and (p[:-1] not in over or p in begun)]
 
 # %% ../../nbs/53_run.study.ipynb #c21r
 def pending_retraining(study:FamilyStudy, trials:dict) -> list: # (trial, epoch, seed)
     "Points of the fronts that aren't trained again yet."
     pending, order = [], {search: i for i, search in enumerate(study.searches)}
-    in_order = sorted(trials.values(), key=lambda t: (order.get(t.key[:-1], len(order)), t.number))
+    in_order = sorted(trials.values(), key=lambda t: (order.get(t.search, len(order)), t.number))
     seeds = range(RETRAIN_SEED_START, RETRAIN_SEED_START + study.fresh_seeds)
     for name in study.datasets:
         of_dataset = [t for t in in_order if t.dataset == name]
@@ -629,7 +660,7 @@ def study_status(
     pending, ref_points = pending_trials(study, trials), study.ref_points
     def of_dataset(name):
         of_name = [t for t in trials.values() if t.dataset == name]
-        to_come = sum(key[0] == name and key not in trials for key in pending)
+        to_come = sum(place[0] == name and not trial_at(study, trials, place) for place in pending)
         best = pareto_front(trajectory_points(of_name, ref_points[name].energy))
         return dict(trials=sum(t.status != 'started' for t in of_name), of=len(of_name) + to_come, front=len(best),
             hypervolume=hypervolume(best, ref_points[name]))

@@ -19,9 +19,9 @@ from ..models.deployment import parse_deployments
 from ..models.run import Run, TrainingFailed, torch_threads
 from ..models.space import Float, Space, sobol_points
 from ..models.training import train
-from ..front.log import Origin, Trial
+from ..front.log import JOINT, Origin, Trial
 from ..front.pareto import epoch_grid
-from ..search.strategies import SearchTask
+from ..search.strategies import SearchTask, as_searched
 from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 from .settings import TrainingSettings
 
@@ -72,12 +72,13 @@ def suggest(
 ) -> tuple: # the `Suggestion`, and its `Origin`
     "The strategy's next configuration, metered."
     import_for_suggestions()
+    find = STRATEGIES[strategy.removeprefix(JOINT)]
     with torch_threads(measurement.threads), measurement.metered.window() as window:
-        suggestion = _next_enqueued(search, earlier) or STRATEGIES[strategy](search, earlier, seed)
+        suggestion = _next_enqueued(search, earlier) or find(search, as_searched(search, earlier), seed)
         window.lap()
     reading = window.laps[0]
     return suggestion, Origin(suggestion.source, seconds=reading.seconds, joules=reading.joules,
-        epochs=suggestion.epochs, expected=suggestion.expected)
+        epochs=suggestion.epochs, expected=suggestion.expected, families=suggestion.families)
 
 # %% ../../nbs/52_run.tasks.ipynb #t01b
 def train_family(
@@ -118,12 +119,16 @@ def train_trial(
     try:
         run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
             repeats=measurement.repeats, target_rel_se=measurement.target_rel_se, max_seconds=measurement.max_seconds,
-            deadline=measurement.deadline or math.inf, should_continue=stopping_rule(search, trial, earlier),
+            deadline=measurement.deadline or math.inf, should_continue=_stopping_rule(search, trial, earlier),
             grid=tuple(epoch_grid(search.epochs)), **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     if search.energy.uses_inference and not _has_inference(run): return 'failed', dict(reason=NO_INFERENCE, spent=run.spent)
     origin = replace(trial.origin, joules=trial.origin.joules + run.stopping_joules)
     return 'finished', dict(run=asdict(run), spent=run.spent, origin=origin)
+
+def _stopping_rule(search, trial, earlier): # as in `search.trajectory.stopping_rule`
+    searched, *others = as_searched(search, [trial, *earlier])
+    return stopping_rule(search, searched, others)
 
 NO_INFERENCE = ('the energy of inference counts, and was not read: the loop has to say how it predicts, with '
     'report(utility, predict=(function, examples))')

@@ -9,10 +9,10 @@ __all__ = ['trajectory_improvement', 'ImprovementPerJoule']
 import math
 import numpy as np
 import torch
-from ..models.space import sobol_points
+from ..models.space import JointSpace, sobol_points
 from ..front.log import ExpectedReturn, RefPoint
 from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
-from .strategies import SearchTask, maximise_acquisition
+from .strategies import SearchTask, maximise_acquisition, points_by_family
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
 # %% ../../nbs/42_search.acquisition.ipynb #t18
@@ -178,25 +178,42 @@ _MAX_ENUMERATED = 256 # configurations
 def enumerate_space(
     space, # a Space
 ) -> torch.Tensor|None: # (n, d) encoded configurations; None where there are too many
-    "All configurations of a small space."
+    "All configurations of a small space, or of several small ones."
+    if isinstance(space, JointSpace): return _enumerate_families(space)
     axes = space.levels | {i: list(range(n)) for i, n in space.choices.items()}
     if len(axes) < len(space) or math.prod(map(len, axes.values())) > _MAX_ENUMERATED: return None
     columns = [torch.tensor(axes[i], dtype=torch.double) for i in range(len(space))]
     return torch.cartesian_prod(*columns).reshape(-1, len(space))
 
-def _argmax(acquisition): # (d,) encoded configuration
+def _enumerate_families(space): # a `JointSpace`
+    parts = {family: enumerate_space(own) for family, own in space.spaces.items()}
+    if any(points is None for points in parts.values()): return None
+    if sum(map(len, parts.values())) > _MAX_ENUMERATED: return None
+    return torch.cat([_in_joint_space(space, family, points) for family, points in parts.items()])
+
+def _in_joint_space(space, family, points):
+    whole = torch.zeros(len(points), len(space), dtype=torch.double)
+    for i, value in space.inactive(family).items(): whole[:, i] = value
+    whole[:, space.positions(family)] = points
+    return whole
+
+def _argmax(acquisition, family=None): # (d,) encoded configuration
     space = acquisition.samples.search.space
     points = enumerate_space(space)
-    if points is None: return maximise_acquisition(space, acquisition, starts=128, tol=.01, maxiter_init=10)
+    options = dict(starts=128, tol=.01, maxiter_init=10)
+    if points is None: return maximise_acquisition(space, acquisition, family=family, **options)
     with torch.no_grad(): return points[acquisition(points[:, None]).argmax()]
+
+def _best_length(acquisition, point):
+    with torch.no_grad(): length = acquisition.scores(point[None])[0].argmax()
+    return acquisition.samples.grid[length]
 
 def best_run(
     acquisition:ImprovementPerJoule,
 ) -> tuple: # (d,) encoded configuration, and its epochs
     "Configuration and length of the most promising run."
     point = _argmax(acquisition)
-    with torch.no_grad(): length = acquisition.scores(point[None])[0].argmax()
-    return point, acquisition.samples.grid[length]
+    return point, _best_length(acquisition, point)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t28
 def expected_return(
@@ -218,3 +235,20 @@ def is_worthwhile(
     "Is the gain worth the cost, or the next 5 % of the energy?"
     if expected is None: return True
     return expected.gain >= min_gain_per_cost*max(expected.cost, MIN_COST_SHARE)
+
+# %% ../../nbs/42_search.acquisition.ipynb #jf1
+_POINTS_OF_A_FAMILY = 32
+
+def best_run_of_all(
+    acquisition:ImprovementPerJoule, # over a `JointSpace`
+) -> tuple: # (d,) encoded configuration, its epochs, and family -> `ExpectedReturn` of the best run that was seen
+    "The most promising run of all families, and what each of them would bring."
+    points = points_by_family(acquisition.samples.search.space, _POINTS_OF_A_FAMILY)
+    with torch.no_grad(): scores = {family: acquisition.scores(x).amax(-1) for family, x in points.items()}
+    best = max(scores, key=lambda family: scores[family].max())
+    seen = {family: x[scores[family].argmax()] for family, x in points.items()}
+    seen[best] = _argmax(acquisition, best)
+    returns = {family: expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
+        for family, point in seen.items()}
+    known = {family: r for family, r in returns.items() if r}
+    return seen[best], _best_length(acquisition, seen[best]), known

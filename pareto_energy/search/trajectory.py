@@ -11,12 +11,12 @@ import time
 from dataclasses import replace
 import numpy as np
 import torch
-from ..models.space import centre_config, from_unit, sobol_points, to_unit
-from ..front.log import TRAINING, EnergyObjective, Trial
+from ..models.space import JointSpace, centre_config, from_unit, sobol_points, to_unit
+from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import seeded_fit, sobol_strategy, with_fallback, with_initial_design
-from .acquisition import best_run, build_acquisition, enumerate_space
+from .acquisition import best_run, best_run_of_all, build_acquisition, enumerate_space
 from .acquisition import expected_return, is_worthwhile
 
 # %% ../../nbs/43_search.trajectory.ipynb #t25
@@ -24,12 +24,20 @@ def short_epochs(
     search:SearchTask,
     trials:list, # of this search
 ) -> int:
-    "The root of the epochs for the first run, the fourth root for the others."
+    "The root of the epochs for the first run, the fourth root for the others; in a joint search, one for each family."
+    if isinstance(search.space, JointSpace) and len(trials) < len(search.space.spaces): return 1
     return math.ceil(search.epochs**(.25 if trials else .5))
+
+def _first_configs(space):
+    "The centre; of each family in a joint search, at the least share of the data."
+    if not isinstance(space, JointSpace): return [centre_config(space)]
+    return [dict(family=f, configuration=cheap_centre(own)) for f, own in space.spaces.items()]
 
 def _short_run(search, trials, seed):
     "The centre of the space, then Sobol' points, for few epochs."
-    run = sobol_strategy(search, trials[1:], seed) if trials else Suggestion(centre_config(search.space), 'centre')
+    first = _first_configs(search.space)
+    if len(trials) < len(first): run = Suggestion(first[len(trials)], 'centre')
+    else: run = sobol_strategy(search, trials[len(first):], seed)
     return replace(run, epochs=short_epochs(search, trials))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a01
@@ -53,6 +61,7 @@ def _candidate_configs(
     on_front = set(pareto_front(trajectory_points(trials, energy)).number)
     centres = [to_unit(space, t.configuration) for t in (trials[-1], *(t for t in trials if t.number in on_front))]
     steps = [_NEIGHBOUR_SD*rng.normal(size=len(space)) for _ in range(n)]
+    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps] # of the same family
     neighbours = [np.clip(centres[i % len(centres)] + step, 0., 1 - 1e-9) for i, step in enumerate(steps)]
     return sobol_points(space, n, seed) + [from_unit(space, point) for point in neighbours]
 
@@ -76,9 +85,11 @@ OVER_BUDGET_SOURCE = 'sobol: suggestions are over their budget'
 def _suggest_full(search, trials):
     "The best run of the whole space."
     acquisition = build_acquisition(search, trials)
-    point, epochs = best_run(acquisition)
+    if isinstance(search.space, JointSpace): point, epochs, families = best_run_of_all(acquisition)
+    else: (point, epochs), families = best_run(acquisition), None
     expected = expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
-    return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs=epochs, expected=expected)
+    configuration = search.space.decode(point.numpy())
+    return Suggestion(configuration, 'trajectory', epochs=epochs, expected=expected, families=families)
 
 def _suggest_cheap(search, trials, seed):
     "The best run of some candidates, without a fit."
@@ -204,7 +215,7 @@ def can_be_extended(
     search:SearchTask,
 ) -> bool:
     "Is it a short run of the initial design, of a family that trains epoch by epoch?"
-    is_initial = trial.strategy == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
+    is_initial = trial.strategy.removeprefix(JOINT) == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
     return is_initial and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worthwhile_rule(search, trial, earlier):

@@ -8,14 +8,14 @@ __all__ = ['prior_trials', 'warm_start_runs']
 # %% ../../nbs/44_search.transfer.ipynb #imp
 import itertools
 from dataclasses import replace
-from ..models.space import Space, project_config
+from ..models.space import JointSpace, Space, project_config
 from ..front.log import RefPoint
 from ..front.pareto import select_for_retraining, trajectory_points
 from .strategies import Suggestion
 
 # %% ../../nbs/44_search.transfer.ipynb #c07
 def _related_trials(
-    trials:list, # of an earlier study, one family
+    trials:list, # of an earlier study, of the families that are searched
     name:str, # of the dataset that is searched now
 ) -> list: # for each dataset that counts, its trials
     "Trials of the same dataset, or those of each other one."
@@ -25,7 +25,7 @@ def _related_trials(
 
 # %% ../../nbs/44_search.transfer.ipynb #l01
 def prior_trials(
-    trials:list, # of an earlier study, one family
+    trials:list, # of an earlier study, of the families that are searched
     name:str, # of the dataset that is searched now
     space:Space, # of the new search
 ) -> tuple: # for each dataset that counts, a tuple of finished trials
@@ -35,8 +35,14 @@ def prior_trials(
 
 def _projected(trials, space):
     "Finished trials with their configurations in another space, numbered from 0."
-    finished = [(t, project_config(space, t.configuration)) for t in trials if t.status == 'finished']
+    finished = [(t, _project(space, t)) for t in trials if t.status == 'finished']
     return tuple(replace(t, number=n, configuration=c) for n, (t, c) in enumerate(finished) if c is not None)
+
+def _project(space, trial): # its configuration in a space; None where it has none there
+    if not isinstance(space, JointSpace): return project_config(space, trial.configuration)
+    own = space.spaces.get(trial.family)
+    configuration = project_config(own, trial.configuration) if own else None
+    return configuration and dict(family=trial.family, configuration=configuration)
 
 # %% ../../nbs/44_search.transfer.ipynb #c05
 def _front_runs(
@@ -50,11 +56,11 @@ def _front_runs(
     if points.empty: return []
     ref_point = RefPoint(utility=points.utility.min(), joules=2*points.joules.max())
     last_epochs = {t.key: (t, epoch) for t, epoch in select_for_retraining(trials, n, ref_point)}
-    runs = [(project_config(space, t.configuration), min(epoch, epochs)) for t, epoch in last_epochs.values()]
+    runs = [(_project(space, t), min(epoch, epochs)) for t, epoch in last_epochs.values()]
     return [Suggestion(c, 'warm start', e) for c, e in runs if c is not None]
 
 def warm_start_runs(
-    trials:list, # of an earlier study, one family
+    trials:list, # of an earlier study, of the families that are searched
     name:str, # of the dataset that is searched now
     space:Space, # of the new search
     n:int, # runs at most
