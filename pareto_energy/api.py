@@ -23,7 +23,7 @@ from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
 from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
-from .search.strategies import SearchTask, Suggestion
+from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
 from .run.tasks import train_family
 from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
@@ -271,6 +271,7 @@ def _train_own(
 OWN_DEFAULTS = dict(trials=20, epochs=10, n_initial=5, strategies=('trajectory',), seeds=(0,), repeats=1,
     front_points=5, fresh_seeds=3,
     deadline=None, ref_joules=None)
+JOINT_TRIALS = 40 # of a joint search, by default
 
 _LOSSES = re.compile(r'loss|error|perplexity|deviance|\b(r?mse|mae|mape|nll|cost|wer|cer)\b')
 
@@ -424,17 +425,14 @@ class OwnStudy(Results, FamilyStudy):
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
 
-    def search(self, name, family):
+    def search_task(self, name, family):
         "What a strategy searches."
-        return SearchTask(space=self.spaces[name, family], n_initial=self.n_initial, epochs=self.epochs,
-            ref_point=self._stated_ref_point, energy=self.objective,
-            min_gain_per_cost=self.min_gain_per_cost, enqueued=tuple(Suggestion(c, 'given') for c in self.enqueued),
-            **self.transfer[name, family])
+        task = super().search_task(name, family)
+        return replace(task, enqueued=tuple(Suggestion(c, 'given') for c in self.enqueued))
 
-    @property
-    def _stated_ref_point(self): # None where the user has stated neither part of it, or no trial tells the other
+    def task_ref_point(self, name): # None where the user has stated neither part of it, or no trial tells the other
         stated = [value for value in (self.ref_utility, self.ref_joules) if value is not None]
-        if len(stated) < 2: return self.ref_points[self.datasets[0]] if stated and self._has_finished else None
+        if len(stated) < 2: return self.ref_points[name] if stated and self._has_finished else None
         return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules, energy=self.objective)
 
     @property
@@ -536,9 +534,16 @@ class Study(FromSearches, OwnStudy):
         self.prints = _fingerprints(self.loops, version)
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
-            ranges=ranges, utility=utility, **(OWN_DEFAULTS | settings))
+            ranges=ranges, utility=utility, **(self._defaults(study, data is not None) | settings))
         if restart: set_aside(self.folder)
         _check_same_model(self)
+
+    @staticmethod
+    def _defaults(study, is_of_data): # of settings
+        "Models of one's data are searched together; a study that has begun goes on as it was."
+        search = (read_settings(study) or dict(search='joint' if is_of_data else 'separate'))['search']
+        more = dict(trials=JOINT_TRIALS) if search == 'joint' else {}
+        return OWN_DEFAULTS | dict(search=search) | more
 
     @classmethod
     def command(cls,
@@ -575,7 +580,7 @@ def run_within(
         if time.monotonic() < end: raise
     trials = {t.key: t for t in study.trials_so_far}
     unfinished = {key[:-1] for key in pending_trials(study, trials)}
-    done = Counter(key[:-1] for key, t in trials.items() if t.status != 'started')
+    done = Counter(t.search for t in trials.values() if t.status != 'started')
     study.trials, study.max_hours = max(1, min((done[search] for search in unfinished), default=study.trials)), None
     return study.run()
 
@@ -590,7 +595,7 @@ class LoadedStudy(Results):
         self.searched = study_energy(ref_points)
         self.ref_points = in_energy(ref_points, trials, energy or self.searched)
         self.study = study
-        self.searches = list(dict.fromkeys(t.key[:-1] for t in trials)) # that have begun
+        self.searches = list(dict.fromkeys(t.search for t in trials)) # that have begun
 
     def __getattr__(self, name): # a setting, as of the study that it was
         try: return self.__dict__['settings'][name]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from ..energy.statistics import ci_half_width_of
-from ..front.log import KEY, RefPoint
+from ..front.log import ALL_FAMILIES, KEY, RefPoint
 from ..front.pareto import (
     beats_reference, hypervolume, hypervolume_history, objectives, pareto_front, trajectory_points)
 
@@ -25,7 +25,7 @@ def _group_searches(
 ): # (dataset, family, strategy, seed) -> its trials, in order
     "The searches of a study."
     groups = {}
-    for t in trials: groups.setdefault(t.key[:-1], []).append(t)
+    for t in trials: groups.setdefault(t.search, []).append(t)
     return groups
 
 # %% ../../nbs/62_report.comparison.ipynb #c07b
@@ -67,7 +67,8 @@ def indicators(
     energy = {name: r.energy for name, r in ref_points.items()}
     fronts = {key: beats_reference(pareto_front(trajectory_points(group, energy[key[0]])), ref_points[key[0]])
         for key, group in _group_searches(trials).items()}
-    best = {group: pareto_front(pd.concat([front for key, front in fronts.items() if key[:2] == group]))
+    is_in = lambda key, group: key[0] == group[0] and group[1] in (key[1], ALL_FAMILIES)
+    best = {group: pareto_front(pd.concat([front for key, front in fronts.items() if is_in(key, group)]))
         for group in dict.fromkeys(key[:2] for key in fronts)}
     return pd.DataFrame([dict(zip(SEARCH_KEY, key)) | indicators_of(front, best[key[:2]], ref_points[key[0]])
         for key, front in fronts.items()])

@@ -577,7 +577,7 @@ def expected_returns(
     trials:list, # of a study
 ) -> pd.DataFrame: # dataset, family, strategy, seed, trials, ended, gain (share), cost (share of the search's joules)
     "What planned searches predict of their next run, or predicted of their last one."
-    last = {t.key[:-1]: t for t in trials if t.search_end or t.origin.expected}
+    last = {t.search: t for t in trials if t.search_end or t.origin.expected}
     rows = []
     for key, t in last.items():
         expected = t.search_end.expected if t.search_end else t.origin.expected

@@ -116,10 +116,15 @@ class FamilyStudy(_StudyFiles):
 
     @property
     def searches(self): # as `front.log.search_key`; seeds outermost, so that a half-done study is balanced
-        families = dict(separate=self.families, joint=[ALL_FAMILIES], both=[*self.families, ALL_FAMILIES])[self.search]
-        every = itertools.product(self.seeds, self.datasets, families, self.strategies)
-        return [(d, f, JOINT + s if f == ALL_FAMILIES else s, seed) for seed, d, f, s in every
-            if f == ALL_FAMILIES or (d, f) in self.spaces]
+        every = itertools.product(self.seeds, self.datasets)
+        return [(d, f, JOINT + s if f == ALL_FAMILIES else s, seed) for seed, d in every
+            for f in self._searched_families(d) for s in self.strategies]
+
+    def _searched_families(self, name):
+        "Each family that serves a dataset, or all at once; a single one is searched as itself."
+        families = [f for f in self.families if (name, f) in self.spaces]
+        if len(families) == 1 or self.search == 'separate': return families
+        return [ALL_FAMILIES] if self.search == 'joint' else [*families, ALL_FAMILIES]
 
     def search_space(self,
         name:str, # of a dataset
@@ -136,8 +141,12 @@ class FamilyStudy(_StudyFiles):
         "What a strategy searches."
         space = self.search_space(name, family)
         n_initial = max(self.n_initial, len(space.spaces)) if family == ALL_FAMILIES else self.n_initial
-        return SearchTask(space=space, n_initial=n_initial, epochs=self.epochs, ref_point=self.ref_points[name],
+        return SearchTask(space=space, n_initial=n_initial, epochs=self.epochs, ref_point=self.task_ref_point(name),
             energy=self.objective, min_gain_per_cost=self.min_gain_per_cost, **self.transfer(name, family))
+
+    def task_ref_point(self, name:str): # a `RefPoint`; None where it is inferred from the trials
+        "What a model of a dataset must beat."
+        return self.ref_points[name]
 
     def transfer(self, name:str, family:str) -> dict:
         "What a search takes from the earlier study."

@@ -237,18 +237,26 @@ def is_worthwhile(
     return expected.gain >= min_gain_per_cost*max(expected.cost, MIN_COST_SHARE)
 
 # %% ../../nbs/42_search.acquisition.ipynb #jf1
-_POINTS_OF_A_FAMILY = 32
+_POINTS_OF_A_FAMILY, _FINALISTS = 32, 4
 
-def best_run_of_all(
-    acquisition:ImprovementPerJoule, # over a `JointSpace`
-) -> tuple: # (d,) encoded configuration, its epochs, and family -> `ExpectedReturn` of the best run that was seen
-    "The most promising run of all families, and what each of them would bring."
+def _finalists(acquisition): # family -> (n, d) encoded configurations
+    "The best of some points of each family; the family with the best of all is searched to the end."
     points = points_by_family(acquisition.samples.search.space, _POINTS_OF_A_FAMILY)
     with torch.no_grad(): scores = {family: acquisition.scores(x).amax(-1) for family, x in points.items()}
     best = max(scores, key=lambda family: scores[family].max())
-    seen = {family: x[scores[family].argmax()] for family, x in points.items()}
-    seen[best] = _argmax(acquisition, best)
-    returns = {family: expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
-        for family, point in seen.items()}
-    known = {family: r for family, r in returns.items() if r}
-    return seen[best], _best_length(acquisition, seen[best]), known
+    chosen = {family: x[scores[family].topk(_FINALISTS).indices] for family, x in points.items()}
+    chosen[best] = torch.cat([chosen[best], _argmax(acquisition, best)[None]])
+    return chosen
+
+def best_run_of_all(
+    acquisition:ImprovementPerJoule, # over a `JointSpace`
+    fresh:ImprovementPerJoule, # of the same trials, with functions of its own
+) -> tuple: # (d,) encoded configuration, its epochs, and family -> `ExpectedReturn` of its best run
+    "The most promising run of all families, and what each of them would bring."
+    seen = {}
+    for family, points in _finalists(acquisition).items():
+        with torch.no_grad(): scores = fresh.scores(points).amax(-1)
+        seen[family] = scores.max(), points[scores.argmax()]
+    _, point = max(seen.values(), key=lambda found: found[0])
+    returns = {family: expected_return(fresh, *fresh.remaining_gain_and_cost(x)) for family, (_, x) in seen.items()}
+    return point, _best_length(fresh, point), {family: r for family, r in returns.items() if r}

@@ -11,8 +11,8 @@ import time
 from dataclasses import replace
 import numpy as np
 import torch
-from ..models.space import JointSpace, centre_config, from_unit, sobol_points, to_unit
-from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
+from ..models.space import JointSpace, centre_config, cheap_centre, from_unit, sobol_points, to_unit
+from ..front.log import TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import seeded_fit, sobol_strategy, with_fallback, with_initial_design
@@ -57,13 +57,17 @@ def _candidate_configs(
     n:int=32, # of either kind
 ) -> list: # configurations
     "Points spread over the space, and around the last trial and the front."
-    rng = np.random.default_rng(seed)
     on_front = set(pareto_front(trajectory_points(trials, energy)).number)
-    centres = [to_unit(space, t.configuration) for t in (trials[-1], *(t for t in trials if t.number in on_front))]
+    centres = [trials[-1], *(t for t in trials if t.number in on_front)]
+    return sobol_points(space, n, seed) + _neighbours(space, centres, np.random.default_rng(seed), n)
+
+def _neighbours(space, centres, rng, n): # configurations
+    "Points around some trials; in a joint space, of the same family."
+    points = [to_unit(space, t.configuration) for t in centres]
     steps = [_NEIGHBOUR_SD*rng.normal(size=len(space)) for _ in range(n)]
-    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps] # of the same family
-    neighbours = [np.clip(centres[i % len(centres)] + step, 0., 1 - 1e-9) for i, step in enumerate(steps)]
-    return sobol_points(space, n, seed) + [from_unit(space, point) for point in neighbours]
+    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps]
+    moved = [np.clip(points[i % len(points)] + step, 0., 1 - 1e-9) for i, step in enumerate(steps)]
+    return [from_unit(space, point) for point in moved]
 
 def _candidate_points(
     search:SearchTask,
@@ -80,15 +84,22 @@ def _candidate_points(
 
 # %% ../../nbs/43_search.trajectory.ipynb #a02
 CHEAP_SOURCE = 'trajectory: cheap suggestion'
-OVER_BUDGET_SOURCE = 'sobol: suggestions are over their budget'
+OVER_BUDGET = 'suggestions are over their budget'
+OVER_BUDGET_SOURCE = f'sobol: {OVER_BUDGET}'
 
 def _suggest_full(search, trials):
     "The best run of the whole space."
     acquisition = build_acquisition(search, trials)
-    if isinstance(search.space, JointSpace): point, epochs, families = best_run_of_all(acquisition)
-    else: (point, epochs), families = best_run(acquisition), None
+    if isinstance(search.space, JointSpace): return _suggest_family(acquisition, build_acquisition(search, trials))
+    point, epochs = best_run(acquisition)
     expected = expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
-    configuration = search.space.decode(point.numpy())
+    return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs=epochs, expected=expected)
+
+def _suggest_family(acquisition, fresh):
+    "The best run of all families."
+    point, epochs, families = best_run_of_all(acquisition, fresh)
+    configuration = fresh.samples.search.space.decode(point.numpy())
+    expected = families.get(configuration['family'])
     return Suggestion(configuration, 'trajectory', epochs=epochs, expected=expected, families=families)
 
 def _suggest_cheap(search, trials, seed):
@@ -122,11 +133,28 @@ def _within_budget(trials, source):
     return suggestions + _suggestion_joules(trials, source) <= SUGGESTION_BUDGETS[source][1]*training
 
 # %% ../../nbs/43_search.trajectory.ipynb #a03
+def _unplanned_run(search, trials, seed):
+    "A Sobol' point for all epochs; in a joint search for a few, and in turn a neighbour of the front."
+    over_budget = lambda run, epochs: replace(run, epochs=epochs, source=f'{run.source}: {OVER_BUDGET}')
+    if not isinstance(search.space, JointSpace): return over_budget(sobol_strategy(search, trials[1:], seed), None)
+    if len(trials) % 2: return over_budget(sobol_strategy(search, trials, seed), short_epochs(search, trials))
+    return over_budget(*_neighbour_run(search, trials, seed))
+
+def _neighbour_run(search, trials, seed):
+    "A point near one of the front, and the next length of the grid after its epochs."
+    rng = np.random.default_rng([seed, len(trials)])
+    front = pareto_front(trajectory_points([t for t in trials if t.status == 'finished'], search.energy))
+    row = front.iloc[rng.integers(len(front))]
+    centre = next(t for t in trials if t.number == row.number)
+    configuration = _neighbours(search.space, [centre], rng, n=1)[0]
+    longer = [e for e in epoch_grid(search.epochs) if e > row.epoch]
+    return Suggestion(configuration, 'neighbour'), min([*longer, search.epochs])
+
 def _plan_run(search, trials, seed):
     "The configuration and the number of epochs with the best score, as far as the budget of suggestions allows."
     if _within_budget(trials, 'trajectory'): return _suggest_full(search, trials)
     if _within_budget(trials, CHEAP_SOURCE): return _suggest_cheap(search, trials, seed*100_003 + len(trials))
-    return replace(_short_run(search, trials, seed), epochs=None, source=OVER_BUDGET_SOURCE)
+    return _unplanned_run(search, trials, seed)
 
 _plan_or_short_run = with_fallback(_plan_run, _short_run)
 
@@ -214,8 +242,8 @@ def can_be_extended(
     trial:Trial, # about to run
     search:SearchTask,
 ) -> bool:
-    "Is it a short run of the initial design, of a family that trains epoch by epoch?"
-    is_initial = trial.strategy.removeprefix(JOINT) == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
+    "Is it a short run of the initial design, of a family that trains epoch by epoch? In a joint search none is."
+    is_initial = trial.strategy == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
     return is_initial and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worthwhile_rule(search, trial, earlier):
