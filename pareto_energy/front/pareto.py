@@ -55,6 +55,7 @@ def name_with_deployment(
     "A name, with the deployment where that is not the usual one."
     return name if deployment is None or deployment in _UNNAMED else f'{name}{separator}{deployment}'
 
+# %% ../../nbs/31_front.pareto.ipynb #en1r
 def labelled_readings(
     run:dict, # of a trial, or of a retraining
 ) -> list: # of its deployments that were not skipped, each under a name of its own
