@@ -25,7 +25,7 @@ lab: install
 	$(BIN)/jupyter lab nbs
 
 bench: install
-	rm -f data/$(BENCH)/benchmark.json data/$(BENCH)/conclusions.json data/$(BENCH)/readings.json
+	rm -f $(addprefix data/$(BENCH)/, $(addsuffix .json, benchmark conclusions readings reading_shares readings_apart))
 	mkdir -p runs/$(BENCH) data/$(BENCH)
 	$(BIN)/papermill nbs/80_bench.overhead.ipynb runs/$(BENCH)/80_bench.overhead.ipynb --cwd nbs -p bench $(BENCH) --no-progress-bar
 

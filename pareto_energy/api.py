@@ -432,21 +432,22 @@ class OwnStudy(Results, FamilyStudy):
 
     def task_ref_point(self, name): # None where the user has stated neither part of it, or no trial tells the other
         stated = [value for value in (self.ref_utility, self.ref_joules) if value is not None]
-        if len(stated) < 2: return self.ref_points[name] if stated and self._has_finished else None
-        return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules, energy=self.objective)
-
-    @property
-    def _has_finished(self): return any(t.status == 'finished' for t in self.trials_so_far)
+        if len(stated) == 2:
+            return RefPoint(utility=self.metric.sign*self.ref_utility, joules=self.ref_joules, energy=self.objective)
+        trials = self.trials_so_far if stated else []
+        return self._ref_point(trials) if any(t.status == 'finished' for t in trials) else None
 
     def save_ref_points(self): pass # what was measured decides, so they are written at the end
 
     @property
-    def ref_points(self): # dataset -> `RefPoint`
-        points = trajectory_points(self.trials_so_far, self.objective)
+    def ref_points(self): return {self.datasets[0]: self._ref_point(self.trials_so_far)} # dataset -> `RefPoint`
+
+    def _ref_point(self, trials):
+        points = trajectory_points(trials, self.objective)
         stated = constant_utility(self.own_data, self.utility) if self.own_data else None
         if self.ref_utility is not None: stated = self.metric.sign*self.ref_utility
         ref_point = _own_ref_point(points, stated, self.ref_joules)
-        return {self.datasets[0]: replace(ref_point, metric=self.metric, energy=in_answers(self.objective, self.trials_so_far))}
+        return replace(ref_point, metric=self.metric, energy=in_answers(self.objective, trials))
 
     def run_part(self, **how): # as in `run.study.run_study`
         "Do what is left of the study, and write its front."

@@ -5,7 +5,7 @@ import pytest
 
 from pareto_energy.report.explorer import ROWS, explorer_chart, explorer_page, explorer_points
 from pareto_energy.front.pareto import pareto_front
-from pareto_energy.front.log import read_study
+from pareto_energy.front.log import TRAINING, EnergyObjective, read_study
 
 BROWSER = shutil.which('chromium-headless-shell') or shutil.which('chromium')
 
@@ -15,11 +15,15 @@ def points(): return explorer_points(read_study('published/quick')[0])
 
 
 @pytest.fixture
-def page(points, tmp_path):
+def energy(): return TRAINING # of the study
+
+
+@pytest.fixture
+def page(points, energy, tmp_path):
     "The published study's page, opened; what went wrong or out of it is in `page.seen`."
     sync_playwright = pytest.importorskip('playwright.sync_api').sync_playwright
     path = tmp_path/'explorer.html'
-    path.write_text(explorer_page(explorer_chart(points, 'estimated'), 'published/quick', 'estimated'), encoding='utf-8')
+    path.write_text(explorer_page(explorer_chart(points, 'estimated', energy), 'published/quick', 'estimated'), encoding='utf-8')
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=['--no-sandbox', '--disable-gpu'])
         page = browser.new_page(viewport=dict(width=1000, height=1000))
@@ -56,6 +60,14 @@ def test_front_follows_the_controls(page, points):
     assert listed(page) == expected(points, 'mnist1d', 1e6)
     page.get_by_label('cost').check()
     assert listed(page) == expected(points, 'mnist1d', 1e6)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium on this machine')
+@pytest.mark.parametrize('energy', [EnergyObjective('lifetime', 1e6)])
+def test_a_study_of_a_life_opens_with_its_predictions(page, points, energy):
+    assert listed(page) == expected(points, 'digits', 1e6)
+    page.locator('input[name=predictions]').fill('0')
+    assert listed(page) == expected(points, 'digits', 0)
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on this machine')

@@ -94,6 +94,7 @@ def test_a_loop_that_does_not_say_how_it_predicts_fails_with_the_reason(home):
     assert {t.status for t in study.trials_so_far} == {'finished'} and 'J per 1,000 predictions' in str(study)
 
 
+@pytest.mark.filterwarnings('error::RuntimeWarning')
 @pytest.mark.parametrize('energy', [dict(), dict(energy='inference'), dict(energy='lifetime', predictions=1e5)])
 def test_a_model_that_is_not_trained_is_searched_like_any_other(home, energy):
     from pareto_energy import Study
@@ -110,6 +111,12 @@ def test_a_model_that_is_not_trained_is_searched_like_any_other(home, energy):
     front = study.front
     assert (front.joules > 0).all() == bool(energy) and front.on_front.any()
     assert str(study) and study.chart.to_dict()
+
+
+def test_no_epochs_are_refused_with_the_way_to_go(home):
+    from pareto_energy import Study
+    with pytest.raises(ValueError, match=r'a loop of your own that reports once, with epoch=0\), not 0'):
+        Study(lambda configuration: dict(utility=.5, epoch=0), dict(width=(1, 9)), 'none', trials=3, epochs=0).run()
 
 
 def test_half_a_stated_threshold_reaches_the_search_of_a_loop(home):

@@ -96,10 +96,15 @@ def read_uses(
     for deployment in deployments:
         try: uses[deployment] = _prepare(trainer, model, deployment, meter)
         except NotDeployed: continue
-    for predictor, found in itertools.chain.from_iterable([uses.values()]*turns):
-        reading = measure_predictions(predictor, meter, seconds)
-        for key in ('joules', 'spent'): found[key].append(reading[key])
-    return {deployment: found for deployment, (_, found) in uses.items()}
+    return _read_in_turn(uses, meter, turns, seconds)
+
+def _read_in_turn(uses, meter, turns, seconds):
+    "Read prepared predictors one after the other, there and back."
+    for turn in range(turns):
+        for predictor, found in [*uses.values()][::-1 if turn % 2 else 1]:
+            reading = measure_predictions(predictor, meter, seconds)
+            for key in ('joules', 'spent'): found[key].append(reading[key])
+    return {name: found for name, (_, found) in uses.items()}
 
 def _prepare(trainer, model, deployment, meter):
     "How a deployed model predicts, and the joules of its preparation."
@@ -108,6 +113,24 @@ def _prepare(trainer, model, deployment, meter):
         check_answers(predictor)
         window.lap(predictor.work)
     return predictor, dict(joules=[], spent=[], prepare=window.laps[0].joules)
+
+# %% ../../nbs/88_bench.life.ipynb #w01
+TRAININGS = {'one epoch': (.0003, 1, 1), 'the same again': (.0003, 1, 1), '5 epochs': (.003, 0, 5),
+    '20 epochs': (.03, 2, 20)} # learning rate, seed, epochs
+
+def read_weights(
+    name:str, # in OWN_TABLES
+    configuration:dict, # all but the learning rate
+    meter, # as of `energy.open_meter`
+    deployment:str='float32',
+    **how, # turns and seconds, as in `read_uses`
+) -> dict: # name in TRAININGS -> joules of 1,000 answers in each turn
+    "Read an architecture with the weights of several trainings, in turn."
+    uses = {}
+    for label, (lr, seed, epochs) in TRAININGS.items():
+        trainer, model, *_ = _train_deployed(name, configuration | dict(lr=lr), seed, meter, epochs)
+        uses[label] = _prepare(trainer, model, deployment, meter)
+    return {label: found['joules'] for label, found in _read_in_turn(uses, meter, **how).items()}
 
 # %% ../../nbs/88_bench.life.ipynb #d04
 def record_table(
@@ -175,21 +198,21 @@ class LifeBenchmark(TabularBenchmark):
             utility=[float(utility[e - 1]) for e in known], joules=[joules]*len(known), se=[se]*len(known))
 
 # %% ../../nbs/88_bench.life.ipynb #b02
-def life_table(
+def life_tables(
     folder:Path, # with the rows of each seed, and those of inference
     name:str, # in OWN_TABLES
-    life:str, # in LIVES
-) -> LifeBenchmark:
-    "A grid of our own models, and their use."
+) -> dict: # life -> `LifeBenchmark`
+    "A grid of our own models, and their use over each life."
     (family, space), n = lookup(name, OWN_TABLES, 'table of our own'), len(load_dataset(name).parts['validation'][1])
     seeds = [read_rows(Path(folder)/f'{name}-{family}-{seed}.jsonl') for seed in range(OWN_SEEDS)]
     by_key = {tuple(rows[0]['values']): rows for rows in zip(*seeds)}
     answers = {d: {key: np.array([_utility(row['right'], d)/n for row in rows]) for key, rows in by_key.items()}
         for d in DEPLOYED}
-    return LifeBenchmark(f'{family} on {name}', space, OWN_EPOCHS,
+    table_of = partial(LifeBenchmark, f'{family} on {name}', space, OWN_EPOCHS,
         rates={key: float(np.mean([row['joules'] for row in rows])) for key, rows in by_key.items()},
-        runs=answers['float32'], floor=.1, answers=answers, energy=lookup(life, LIVES, 'life'),
+        runs=answers['float32'], floor=.1, answers=answers,
         inference=_inference(read_rows(Path(folder)/f'{name}-{family}-inference.jsonl'), space, by_key))
+    return {life: table_of(energy=energy) for life, energy in LIVES.items()}
 
 def _utility(right, deployment):
     "Right answers after each epoch."

@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from ..core import output_folder
 from ..energy.meter import load_codecarbon
+from ..energy.counters import open_meter
 from ..models.data import load_dataset
 from ..models.deployment import DEPLOYMENTS, Deployment
 from ..models.families import DEFAULTS, get_loss
-from ..models.run import read_deployments
-from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors
+from ..models.run import measure_predictions, read_deployments
+from ..models.training import TorchTrainer, init_run, make_optimiser, data_tensors, train
 from ..front.log import KEY, SCHEMA, Metric, RefPoint, TrialLog, read_study, encode_line
 from ..front.pareto import pareto_front, trajectory_points, select_representatives
 
@@ -183,6 +184,60 @@ def _spread_of(readings, training):
     stated = statistics.median(r['se'][-1]/r['joules'][-1] for r in readings)
     return dict(joules=statistics.median(joules), reading=spent, of_training=spent/training,
         repeats_within=statistics.stdev(joules)/statistics.fmean(joules), stated=stated)
+
+# %% ../../nbs/80_bench.overhead.ipynb #rs1
+def reading_shares(
+    trials:list, # of a study
+    meter, # of the study
+    every:int=6, # trials, of which the first is trained again
+) -> list: # for each run: dataset, family, epochs, and joules of training and of reading its predictions
+    "What reading the predictions of a study's runs takes, beside their training."
+    rows = []
+    for t in [t for t in trials if t.status == 'finished'][::every]:
+        run = train(t.family, DEFAULTS[t.family] | t.configuration, load_dataset(t.dataset), len(t.epochs), t.seed, meter,
+            repeats=2, target_rel_se=.06, max_seconds=.5, grid=(len(t.epochs),), deployments=(Deployment('float32'),))
+        rows.append(dict(dataset=t.dataset, family=t.family, epochs=len(t.epochs), training=run.spent,
+            reading=run.inference['spent']))
+    return rows
+
+# %% ../../nbs/80_bench.overhead.ipynb #ra1
+_READ = ('import json, sys, torch; torch.set_num_threads(1); from pareto_energy.bench.overhead import repeat_reading; '
+    'print(json.dumps(repeat_reading(*sys.argv[1:3])))')
+
+def repeat_reading(
+    dataset:str,
+    family:str,
+    meter=None, # of the study; None: that of this machine
+    turns:int=5, # readings
+    epochs:int=12,
+    pause:float=.5, # seconds between two readings
+) -> list: # for each reading: joules of 1,000 predictions, and its standard error
+    "Train a model, and read its predictions several times."
+    meter = meter or open_meter()
+    trainer = TorchTrainer(family, DEFAULTS[family], load_dataset(dataset), seed=0)
+    trainer.grid = ()
+    with meter.window() as window: model, _ = trainer.run_once(window, epochs, evaluate=True)
+    seconds = .03*sum(lap.seconds for lap in window.laps) # as after a run
+    predictor, = trainer.deploy(model, Deployment('float32')).predictors.values()
+    rows = []
+    for _ in range(turns):
+        reading = measure_predictions(predictor, meter, seconds)
+        rows.append(dict(joules=reading['joules'], se=reading['se']))
+        time.sleep(pause)
+    return rows
+
+def readings_apart(
+    models:dict, # dataset -> family
+    processes:int=4, # for each model
+) -> list: # for each reading: dataset, family, process, and as in `repeat_reading`
+    "Readings of the same model in several processes."
+    rows = []
+    for process in range(processes):
+        for name, family in models.items():
+            command = [sys.executable, '-W', 'ignore', '-c', _READ, name, family]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            rows += [dict(dataset=name, family=family, process=process) | row for row in json.loads(said)]
+    return rows
 
 # %% ../../nbs/80_bench.overhead.ipynb #a01
 def made_up_study(

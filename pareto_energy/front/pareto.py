@@ -45,7 +45,17 @@ def trajectory_points(
 
 # %% ../../nbs/31_front.pareto.ipynb #en1
 DEFAULT_DEPLOYMENT = 'float32' # that of the one reading of inference that a run has
+_UNNAMED = (DEFAULT_DEPLOYMENT, 'default') # the usual deployment of a family, and the only one of a loop of your own
 
+def name_with_deployment(
+    name:str, # of a model, or what else the deployment is added to
+    deployment:str|None, # as in `trajectory_points`
+    separator:str=' as ',
+) -> str:
+    "A name, with the deployment where that is not the usual one."
+    return name if deployment is None or deployment in _UNNAMED else f'{name}{separator}{deployment}'
+
+# %% ../../nbs/31_front.pareto.ipynb #en1r
 def labelled_readings(
     run:dict, # of a trial, or of a retraining
 ) -> list: # of its deployments that were not skipped, each under a name of its own
@@ -102,11 +112,17 @@ def final_model(
 # %% ../../nbs/31_front.pareto.ipynb #c08
 LEAST_JOULES = 1e-6 # less counts as much: below what any meter reads, and above the zero of a model that is not trained
 
+def log_joules(
+    joules, # an array, from 0
+): # an array
+    "log10 J, where 0 J counts as `LEAST_JOULES`."
+    return np.log10(np.maximum(joules, LEAST_JOULES))
+
 def objectives(
     table:pd.DataFrame, # with columns utility and joules
 ) -> np.ndarray: # (n, 2) utility and log10 J
     "The two objectives."
-    return np.column_stack([table.utility, np.log10(table.joules.clip(lower=LEAST_JOULES))]).astype(float)
+    return np.column_stack([table.utility, log_joules(table.joules)]).astype(float)
 
 # %% ../../nbs/31_front.pareto.ipynb #c08a
 def pareto_front(

@@ -158,8 +158,8 @@ def measure_predictions(
     predictor.predict()
     five_batches = 5*(time.perf_counter() - start)
     reading = measure_inference(predictor.predict, predictor.batch, meter, seconds=min(_PILOT_SECONDS, seconds/2),
-        max_seconds=max(min(_MAX_READING_SECONDS, seconds), five_batches), warm_up=2, size=predictor.work)
-    spent = reading.joules*predictor.batch/1000*reading.repeats
+        max_seconds=max(min(_MAX_READING_SECONDS, seconds), five_batches), warm_up=1, size=predictor.work)
+    spent = reading.joules*predictor.batch/1000*(reading.repeats + 2) # with the batch that was timed, and the warm-up
     return dict(joules=reading.joules, se=reading.se, spent=spent)
 
 # %% ../../nbs/23_models.run.ipynb #i02

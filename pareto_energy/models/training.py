@@ -226,7 +226,8 @@ class TorchTrainer(FamilyTrainer):
         is_known = deployment.name == 'float32' and self.configuration.get('dtype') != 'bfloat16'
         features, *_ = data_tensors(self.data, 'validation', self.device)
         batch = features[torch.arange(deployment.batch, device=self.device) % len(features)]
-        load, utility, (*_, last) = deployment.deploy(self._init_run(self.seed)[0], batch), [], self.kept
+        module = model if is_known else self._init_run(self.seed)[0] # the trained one has this form
+        load, utility, (*_, last) = deployment.deploy(module, batch), [], self.kept
         for epoch, kept in self.kept.items():
             if epoch == last or not is_known: predict = load(kept.state)
             scores = kept.scores if is_known else deployment.scores(predict, features)

@@ -6,12 +6,13 @@
 __all__ = ['explorer_chart', 'explorer_page']
 
 # %% ../../nbs/65_report.explorer.ipynb #imp
-import json
+import json, math
 import altair as alt
 import moocore
 import pandas as pd
-from ..front.pareto import DEFAULT_DEPLOYMENT, inference_readings
-from .tables import describe_configuration, varied_parameters
+from ..front.log import TRAINING, EnergyObjective
+from ..front.pareto import LEAST_JOULES, inference_readings, name_with_deployment
+from .tables import describe_configuration, study_energy, varied_parameters
 
 # %% ../../nbs/65_report.explorer.ipynb #c07
 _MAX_OTHERS = 1500 # points that are drawn though no front needs them
@@ -21,9 +22,9 @@ def _epoch_rows(trial, configuration):
     row = dict(dataset=trial.dataset, family=trial.family, trial=trial.name)
     trained, rows = dict(zip(trial.epochs, trial.run['joules'])), []
     for d in inference_readings(trial):
-        used = '' if d['deployment'] == DEFAULT_DEPLOYMENT else f", {d['deployment']}"
+        used = name_with_deployment(configuration, d['deployment'], ', ')
         rows += [row | dict(epochs=epoch, utility=utility, joules=trained[epoch], inference=joules,
-            configuration=configuration + used) for epoch, utility, joules in zip(d['epochs'], d['utility'], d['joules'])]
+            configuration=used) for epoch, utility, joules in zip(d['epochs'], d['utility'], d['joules'])]
     return rows
 
 def _candidates(table):
@@ -58,8 +59,16 @@ def _slider(name, value, bounds, step, text):
     low, high = bounds
     return alt.param(name, value=value, bind=alt.binding_range(min=low, max=high, step=step, name=text))
 
+_MOST = 12 # predictions in a life, as the power of 10
+
+def _exponent(energy):
+    "Where the control of the predictions stands at first: at the life of the study; for inference alone, at the longest."
+    predictions = dict(training=0., inference=math.inf).get(energy.kind, energy.predictions)
+    return min(round(math.log10(max(predictions, 1.)), 2), _MOST) if math.isfinite(predictions) else _MOST
+
 def controls(
     datasets:list, # names
+    energy:EnergyObjective=TRAINING, # of the study
 ) -> dict: # of Altair parameters
     "The controls of the page: dataset, unit of energy, predictions, carbon intensity, price."
     units = ['joules', 'grams of CO₂', 'cost']
@@ -67,20 +76,19 @@ def controls(
     return dict(
         dataset=alt.param('dataset', value=datasets[0], bind=alt.binding_select(options=datasets, name='dataset ')),
         measure=alt.param('measure', value='joules', bind=alt.binding_radio(options=units, name='measure energy in ')),
-        predictions=_slider('predictions', value=0, bounds=(0, 12), step=.25, text=exponents),
+        predictions=_slider('predictions', value=_exponent(energy), bounds=(0, _MOST), step=.25, text=exponents),
         intensity=_slider('intensity', value=240, bounds=(0, 1000), step=10, text='carbon intensity (g/kWh) '),
         price=_slider('price', value=.3, bounds=(0, 1), step=.01, text='price of a kilowatt-hour '))
 
 # %% ../../nbs/65_report.explorer.ipynb #c12f
 _PREDICTIONS = "(predictions == 0 ? 0 : pow(10, predictions))"
-_ENERGY = (f"(datum.joules + {_PREDICTIONS}/1000*datum.inference)*"
+_ENERGY = (f"max({LEAST_JOULES}, datum.joules + {_PREDICTIONS}/1000*datum.inference)*"
     "(measure == 'joules' ? 1 : (measure == 'cost' ? price : intensity)/3600000)")
 
 def _with_front(chart):
     "The rows of the chosen dataset, with their energy over the life and whether they are on the front."
     cheapest = [alt.SortField('energy'), alt.SortField('utility', order='descending')]
     rows = chart.transform_filter('datum.dataset == dataset').transform_calculate(energy=_ENERGY)
-    rows = rows.transform_filter('datum.energy > 0')
     rows = rows.transform_window(best='max(utility)', frame=[None, 0], sort=cheapest)
     rows = rows.transform_window(before='lag(best)', sort=cheapest)
     return rows.transform_calculate(on_front='!isValid(datum.before) || datum.utility > datum.before')
@@ -122,9 +130,10 @@ def _encoding(label, families):
 def explorer_chart(
     table:pd.DataFrame, # from `explorer_points`
     label:str, # of the readings
+    energy:EnergyObjective=TRAINING, # of the study, as the page opens
 ) -> alt.VConcatChart:
     "The page as one chart."
-    data, params = table.drop(columns='candidate'), controls(list(dict.fromkeys(table.dataset)))
+    data, params = table.drop(columns='candidate'), controls(list(dict.fromkeys(table.dataset)), energy)
     brush = alt.selection_interval(name='brush')
     families = alt.selection_point(name='families', fields=['family'], bind='legend', toggle='true')
     axes, marks = _encoding(label, list(dict.fromkeys(table.family)))

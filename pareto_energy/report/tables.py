@@ -17,9 +17,9 @@ from scipy import stats
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
 from ..front.log import KEY, TRAINING, EnergyObjective, RefPoint
-from pareto_energy.front.pareto import (
-    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, in_answers, labelled_readings, model_points, pareto_front,
-    trajectory_points)
+from ..front.pareto import (
+    DEFAULT_DEPLOYMENT, beats_reference, hypervolume, in_answers, labelled_readings, log_joules, model_points,
+    name_with_deployment, pareto_front, trajectory_points)
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
 def _scale_values(values, factor): return [None if v is None else factor*v for v in values]
@@ -258,8 +258,7 @@ def model_names(
 ) -> pd.Series: # of strings
     "The family of each row, with its deployment where that is not the usual one."
     if 'deployment' not in table: return table.family
-    is_usual = table.deployment.isin([DEFAULT_DEPLOYMENT, 'default']) # a loop's only one is called default
-    return table.family.where(is_usual, table.family + ' as ' + table.deployment)
+    return pd.Series([*map(name_with_deployment, table.family, table.deployment)], table.index, dtype=object)
 
 # %% ../../nbs/60_report.tables.ipynb #c13b
 def _energy_columns(energy):
@@ -323,7 +322,7 @@ def savings(
     ratio = rest.joules/best.joules
     return pd.DataFrame(dict(family=model_names(rest), joules=rest.joules, given_up=factor*(best.test - rest.test),
         given_up_ci=factor*np.hypot(best.test_ci, rest.test_ci),
-        saved=100*(1 - ratio), saved_ci=100*ratio*np.hypot(rest.joules_ci/rest.joules, best.joules_ci/best.joules)))
+        saved=100*(1 - ratio), saved_ci=100*np.hypot(rest.joules_ci, ratio*best.joules_ci)/best.joules))
 
 # %% ../../nbs/60_report.tables.ipynb #c19b
 ALLOWED_LOSSES = (.5, 1., 2.) # percentage points
@@ -355,7 +354,7 @@ def knee(
     "The point farthest from the line through the extremes of the front (Das, 1999)."
     t = on_front(table)
     scale = lambda v: (v - v.iloc[0])/(v.iloc[-1] - v.iloc[0])
-    above = scale(t.test) - scale(np.log10(t.joules))
+    above = scale(t.test) - scale(log_joules(t.joules))
     return t.loc[above.idxmax()] if above.max() > 0 else None
 
 # %% ../../nbs/60_report.tables.ipynb #rc1
@@ -390,8 +389,10 @@ class Rule:
             return self._first(t[t.test >= least], f'reaches {scale.value(least, math.nan)}')
         bend = knee(table) if self.within is None and len(t) > 2 else None
         if bend is not None: return bend
-        loss = 1. if self.within is None else self.within
-        return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= loss + 1e-9], 'is left')
+        return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= self._loss + 1e-9], 'is left')
+
+    @property
+    def _loss(self): return 1. if self.within is None else self.within # where the front has no knee
 
     @property
     def needs_only_the_order(self)->bool:
@@ -412,8 +413,7 @@ class Rule:
         if self.utility_at_least is not None:
             return f'the cheapest that reaches {scale.value(scale.sign*self.utility_at_least, math.nan)}'
         if self.within is None and at_knee: return 'the one at the knee of the front'
-        loss = 1. if self.within is None else self.within
-        return f'the cheapest within {loss:g} {scale.losses} of the best'
+        return f'the cheapest within {self._loss:g} {scale.losses} of the best'
 
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(
@@ -422,7 +422,7 @@ def family_contributions(
 ) -> pd.DataFrame: # for each family on the front: points, cheapest and dearest (J), range and lost (shares)
     "What each family contributes to the front."
     front = pareto_front(beats_reference(table, ref_point))
-    decades = pd.Series(np.diff(np.log10([*front.joules, ref_point.joules])), front.index)
+    decades = pd.Series(np.diff(log_joules([*front.joules, ref_point.joules])), front.index)
     volume = hypervolume(front, ref_point)
     lost = lambda family: 1 - hypervolume(pareto_front(table[table.family != family]), ref_point)/volume
     rows = [dict(family=f, points=len(t), cheapest=t.joules.min(), dearest=t.joules.max(),
@@ -468,7 +468,7 @@ def over_life(
     return t.assign(on_front=t.index.isin(stays)).sort_values('joules')
 
 def _fronts_by_life(table, lives, only_new_orders):
-    "The front over each life: its models are others only where two models change places in energy."
+    "Lives and their fronts: the models are others only where two models change places in energy."
     t, order = _with_training_joules(table), None
     training, per_thousand = t.joules.to_numpy(), t.inference.to_numpy()
     for n in lives:
@@ -476,7 +476,7 @@ def _fronts_by_life(table, lives, only_new_orders):
         if found != order: front, order = on_front(over_life(table, n)), found
         elif only_new_orders: continue
         else: front = front.assign(joules=front.training + n/1000*front.inference, predictions=n)
-        yield front
+        yield n, front
 
 def choices_by_life(
     table:pd.DataFrame, # from `front_table`, of one dataset
@@ -485,10 +485,9 @@ def choices_by_life(
 ) -> pd.DataFrame: # from (predictions), model: where the choice changes
     "Which model a rule chooses over lives of different lengths."
     rows = []
-    for front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
+    for n, front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
         try: row = rule.choose(front)
         except ValueError: continue
-        n = front.predictions.iloc[0]
         model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name
         if not rows or rows[-1]['key'] != model: rows.append(dict(start=n, key=model, row=row))
     return pd.DataFrame([dict(start=r['start'], model=model_names(r['row'].to_frame().T).iloc[0], joules=r['row'].training,

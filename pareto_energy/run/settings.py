@@ -36,6 +36,11 @@ def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool
 def _is_integer(v): return isinstance(v, int) and not isinstance(v, bool)
 
 def _positive_integer(v): return None if _is_integer(v) and v >= 1 else 'a whole number of at least 1'
+def _epochs(v):
+    untrained = ' (a model that is not trained is a loop of your own that reports once, with epoch=0)' if v == 0 else ''
+    problem = _positive_integer(v)
+    return problem and problem + untrained
+
 def _positive(v): return None if _is_number(v) and v > 0 else 'a number above 0'
 def _not_negative(v): return None if _is_number(v) and v >= 0 else 'a number from 0'
 def _below_one(v): return None if _is_number(v) and v < 1 else 'a number below 1'
@@ -99,7 +104,7 @@ class StudySettings(TrainingSettings):
     seeds: list = setting('one search each', _seeds, fixed=False)
     trials: int = setting('of each search', _positive_integer, fixed=False)
     n_initial: int = setting('space-filling trials of each search before its strategy decides', _positive_integer)
-    epochs: int = setting('length of the longest trajectory', _positive_integer)
+    epochs: int = setting('length of the longest trajectory', _epochs)
     datasets: list = setting(
         'names in models.data.DATASETS, or openml: and a number; none where data says what is trained on',
         _list_of('dataset', check_dataset_name), [], fixed=False)
