@@ -138,6 +138,8 @@ class RefPoint:
         return dict(utility=self.utility, joules=self.joules, metric=self.metric.record(), **energy)
 
 # %% ../../nbs/30_front.log.ipynb #p02
+MIN_COST_SHARE = .05 # share of the joules so far; lower costs count as much
+
 @dataclass(frozen=True)
 class ExpectedReturn:
     "What the best next run, or the rest of a run, is expected to bring."

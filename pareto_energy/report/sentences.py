@@ -15,7 +15,7 @@ from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
 from ..front.log import KEY, TRAINING, EnergyObjective
 from ..front.pareto import pareto_front, trajectory_points
 from .tables import (
-    allowed_losses, break_even_table, energy_breakdown, format_interval, format_rounded, has_clear_gain,
+    allowed_losses, break_even_table, energy_breakdown, family_allocation, format_interval, format_rounded, has_clear_gain,
     has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front, savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
@@ -297,7 +297,28 @@ def cheaper_again_sentence(
     return (f'Trained again, {len(cheaper)} of {len(again)} points of the front took less than half of the joules that the '
         'search read: something may be kept from one run to the next, such as a cache around the training.')
 
-REMARKS = (early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence) # on the trials; empty where not due
+def allocation_sentence(
+    trials:list, # of a study
+) -> str: # empty where it has no joint search
+    "Where the joules of joint searches went, which families were left early and why, and what the next joule is for."
+    table = family_allocation(trials)
+    return ' '.join(_allocation_of(name, t) for name, t in table.groupby('dataset', sort=False))
+
+def _allocation_of(name, table):
+    shares = 100*table.groupby('family', sort=False).joules.sum().sort_values(ascending=False)/table.joules.sum()
+    listed = ', '.join(f'{share:.0f} % to the {family}' for family, share in shares.items())
+    first = table[table.seed == table.seed.min()].drop_duplicates('family')
+    left = first[(first.left_after <= first.of/2) & first.expected.notna()].sort_values('left_after')
+    clauses = [f'the {r.family} was left after {r.left_after:g} of {r.of} trials, when 1 % more joules was expected to add '
+        f'{format_rounded(r.expected)} % of hypervolume with it and {format_rounded(r.best_expected)} % with the {r.best}'
+        for r in left.itertuples()]
+    with_reason = first.dropna(subset='best_expected')
+    best = '' if with_reason.empty else with_reason.sort_values('left_after').best.iloc[-1]
+    return (f'Of the joules of the joint search on {name}, {listed}.' + (f" There, {'; '.join(clauses)}." if clauses else '')
+        + (f' The next joule would go to the {best}.' if best else ''))
+
+REMARKS = ( # on the trials; empty where not due
+    early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, allocation_sentence)
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def _payback(times, energy):

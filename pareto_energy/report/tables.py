@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
-from ..front.log import KEY, TRAINING, EnergyObjective, RefPoint
+from ..front.log import KEY, MIN_COST_SHARE, TRAINING, EnergyObjective, RefPoint, is_joint
 from ..front.pareto import (
     DEFAULT_DEPLOYMENT, beats_reference, hypervolume, in_answers, labelled_readings, log_joules, model_points,
     name_with_deployment, pareto_front, trajectory_points)
@@ -583,6 +583,32 @@ def expected_returns(
         rows.append(dict(zip(KEY, key)) | dict(trials=t.number + 1, ended=bool(t.search_end), gain=expected.gain,
             cost=expected.cost))
     return pd.DataFrame(rows, columns=[*KEY[:-1], 'trials', 'ended', 'gain', 'cost'])
+
+# %% ../../nbs/60_report.tables.ipynb #fa1
+def family_allocation(
+    trials:list, # of a study
+) -> pd.DataFrame: # dataset, strategy, seed, family, trials, joules, of (trials), left_after, expected, best, best_expected
+    "What each family got in a joint search, and why it was left alone."
+    searches = {}
+    for t in trials:
+        if is_joint(t.strategy) and t.status != 'started': searches.setdefault(t.search, []).append(t)
+    rows = [row for search in searches.values() for row in _allocation(search)]
+    return pd.DataFrame(rows, columns=['dataset', 'strategy', 'seed', 'family', 'trials', 'joules', 'of', 'left_after',
+        'expected', 'best', 'best_expected'])
+
+def _allocation(search): # a row for each family, in the order of their first trials
+    for family in dict.fromkeys(t.family for t in search):
+        own = [t for t in search if t.family == family]
+        later = [t for t in search if t.number > own[-1].number and t.origin.families]
+        yield dict(dataset=own[0].dataset, strategy=own[0].strategy, seed=own[0].seed, family=family, trials=len(own),
+            joules=sum(t.cost for t in own), of=len(search), left_after=own[-1].number + 1,
+            **(_reason(later[0].origin.families, family) if later else {}))
+
+def _reason(expected, family): # what was expected of a family, and of the best
+    promise = lambda r: r.gain/max(r.cost, MIN_COST_SHARE)
+    best = max(expected, key=lambda f: promise(expected[f]))
+    known = dict(expected=promise(expected[family])) if family in expected else {}
+    return known | dict(best=best, best_expected=promise(expected[best]))
 
 # %% ../../nbs/60_report.tables.ipynb #c31
 def energy_breakdown(

@@ -10,9 +10,9 @@ import math
 import numpy as np
 import torch
 from ..models.space import JointSpace, sobol_points
-from ..front.log import ExpectedReturn, RefPoint
+from ..front.log import MIN_COST_SHARE, ExpectedReturn, RefPoint
 from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
-from .strategies import SearchTask, maximise_acquisition, points_by_family
+from .strategies import SearchTask, maximise_acquisition, neighbours, points_by_family
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
 # %% ../../nbs/42_search.acquisition.ipynb #t18
@@ -64,7 +64,6 @@ def _staircase(cost, utility): # both (samples, points)
     return tuple(values.gather(-1, first).where(rises, 0.)[:, :n_steps] for values in (cost, utility))
 
 # %% ../../nbs/42_search.acquisition.ipynb #ce1
-MIN_COST_SHARE = .05 # share of the joules so far; lower costs count as much
 _INFERENCE_EXPONENT = .5 # of a run's joules, where training is no part of the energy that counts
 
 def _cost_exponent(search, trials):
@@ -197,11 +196,10 @@ def _in_joint_space(space, family, points):
     whole[:, space.positions(family)] = points
     return whole
 
-def _argmax(acquisition, family=None): # (d,) encoded configuration
+def _argmax(acquisition): # (d,) encoded configuration
     space = acquisition.samples.search.space
     points = enumerate_space(space)
-    options = dict(starts=128, tol=.01, maxiter_init=10)
-    if points is None: return maximise_acquisition(space, acquisition, family=family, **options)
+    if points is None: return maximise_acquisition(space, acquisition, starts=128, tol=.01, maxiter_init=10)
     with torch.no_grad(): return points[acquisition(points[:, None]).argmax()]
 
 def _best_length(acquisition, point):
@@ -238,23 +236,34 @@ def is_worthwhile(
 
 # %% ../../nbs/42_search.acquisition.ipynb #jf1
 _POINTS_OF_A_FAMILY, _FINALISTS = 32, 4
+_ROUNDS = .1, .05, .02 # standard deviation of the steps from the best points
 
-def _finalists(acquisition): # family -> (n, d) encoded configurations
-    "The best of some points of each family; the family with the best of all is searched to the end."
-    points = points_by_family(acquisition.samples.search.space, _POINTS_OF_A_FAMILY)
-    with torch.no_grad(): scores = {family: acquisition.scores(x).amax(-1) for family, x in points.items()}
-    best = max(scores, key=lambda family: scores[family].max())
-    chosen = {family: x[scores[family].topk(_FINALISTS).indices] for family, x in points.items()}
-    chosen[best] = torch.cat([chosen[best], _argmax(acquisition, best)[None]])
-    return chosen
+def _best_points(acquisition, points, n): # (n, d), and their scores
+    with torch.no_grad(): scores = acquisition.scores(points).amax(-1)
+    scores, index = scores.topk(n)
+    return points[index], scores
+
+def _finalists(acquisition, rng): # family -> (n, d) encoded configurations
+    "The best of some points of each family; around those of the best family, more points."
+    space, found = acquisition.samples.search.space, {}
+    for family, points in points_by_family(space, _POINTS_OF_A_FAMILY).items():
+        found[family] = _best_points(acquisition, points, n=_FINALISTS)
+    best = max(found, key=lambda family: found[family][1][0])
+    for sd in _ROUNDS:
+        centres = [space.decode(x.numpy()) for x in found[best][0]]
+        around = neighbours(space, centres, n=_POINTS_OF_A_FAMILY, rng=rng, sd=sd)
+        points = torch.tensor(np.array([space.encode(c) for c in around]))
+        found[best] = _best_points(acquisition, torch.cat([found[best][0], points]), n=_FINALISTS)
+    return {family: points for family, (points, _) in found.items()}
 
 def best_run_of_all(
     acquisition:ImprovementPerJoule, # over a `JointSpace`
     fresh:ImprovementPerJoule, # of the same trials, with functions of its own
+    rng, # a generator of numpy
 ) -> tuple: # (d,) encoded configuration, its epochs, and family -> `ExpectedReturn` of its best run
     "The most promising run of all families, and what each of them would bring."
     seen = {}
-    for family, points in _finalists(acquisition).items():
+    for family, points in _finalists(acquisition, rng).items():
         with torch.no_grad(): scores = fresh.scores(points).amax(-1)
         seen[family] = scores.max(), points[scores.argmax()]
     _, point = max(seen.values(), key=lambda found: found[0])

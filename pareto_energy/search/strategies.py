@@ -57,6 +57,21 @@ def _random_strategy(search, trials, seed):
     rng = np.random.default_rng([seed, len(trials)])
     return Suggestion(from_unit(search.space, rng.random(len(search.space))), 'random')
 
+_NEIGHBOUR_SD = .1 # of a step, in the unit cube
+
+def neighbours(
+    space:Space,
+    centres:list, # configurations
+    n:int,
+    rng, # a generator of numpy
+    sd:float=_NEIGHBOUR_SD, # of each coordinate
+) -> list: # n configurations
+    "Points around some others, which take turns; in a joint space, of the same family."
+    points = [to_unit(space, c) for c in centres]
+    steps = [sd*rng.normal(size=len(space)) for _ in range(n)]
+    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps]
+    return [from_unit(space, np.clip(points[i % len(points)] + step, 0., 1 - 1e-9)) for i, step in enumerate(steps)]
+
 def sobol_strategy(
     search:SearchTask,
     trials:list, # of this search
@@ -243,14 +258,13 @@ def maximise_acquisition(
     space:Space,
     acquisition, # function of points
     starts:int=256, # points that are evaluated first
-    family:str|None=None, # of a joint space; None: that of the best of some points
     **options, # of BoTorch's optimiser
 ) -> torch.Tensor: # (d,) the most promising point
     "Maximise an acquisition function over a mixed space; over a joint one, in one of its families."
     from botorch.optim import optimize_acqf_mixed_alternating
     upper = torch.tensor(space.upper)
     is_joint = isinstance(space, JointSpace)
-    fixed = space.inactive(family or _best_family(space, acquisition, starts)) if is_joint else {}
+    fixed = space.inactive(_best_family(space, acquisition, starts)) if is_joint else {}
     free = lambda columns: {i: values for i, values in columns.items() if i not in fixed}
     candidate, _ = optimize_acqf_mixed_alternating(
         acquisition, torch.stack([torch.zeros_like(upper), upper]), discrete_dims=free(space.levels),

@@ -11,11 +11,11 @@ import time
 from dataclasses import replace
 import numpy as np
 import torch
-from ..models.space import JointSpace, centre_config, cheap_centre, from_unit, sobol_points, to_unit
+from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
-from .strategies import seeded_fit, sobol_strategy, with_fallback, with_initial_design
+from .strategies import neighbours, seeded_fit, sobol_strategy, with_fallback, with_initial_design
 from .acquisition import best_run, best_run_of_all, build_acquisition, enumerate_space
 from .acquisition import expected_return, is_worthwhile
 
@@ -24,12 +24,12 @@ def short_epochs(
     search:SearchTask,
     trials:list, # of this search
 ) -> int:
-    "The root of the epochs for the first run, the fourth root for the others; in a joint search, one for each family."
-    if isinstance(search.space, JointSpace) and len(trials) < len(search.space.spaces): return 1
-    return math.ceil(search.epochs**(.25 if trials else .5))
+    "The root of the epochs for the first run, the fourth root for the others and in a joint search."
+    is_first = not trials and not isinstance(search.space, JointSpace)
+    return math.ceil(search.epochs**(.5 if is_first else .25))
 
 def _first_configs(space):
-    "The centre; of each family in a joint search, at the least share of the data."
+    "The centre; in a joint search that of each family, with the cheapest share and size of the data."
     if not isinstance(space, JointSpace): return [centre_config(space)]
     return [dict(family=f, configuration=cheap_centre(own)) for f, own in space.spaces.items()]
 
@@ -41,7 +41,6 @@ def _short_run(search, trials, seed):
     return replace(run, epochs=short_epochs(search, trials))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a01
-_NEIGHBOUR_SD = .1 # of the candidates around the front, in the unit cube
 _N_CHEAP_SAMPLES = 16 # functions that a cheap suggestion samples
 
 def _trials_at_last_fit(trials):
@@ -58,16 +57,8 @@ def _candidate_configs(
 ) -> list: # configurations
     "Points spread over the space, and around the last trial and the front."
     on_front = set(pareto_front(trajectory_points(trials, energy)).number)
-    centres = [trials[-1], *(t for t in trials if t.number in on_front)]
-    return sobol_points(space, n, seed) + _neighbours(space, centres, np.random.default_rng(seed), n)
-
-def _neighbours(space, centres, rng, n): # configurations
-    "Points around some trials; in a joint space, of the same family."
-    points = [to_unit(space, t.configuration) for t in centres]
-    steps = [_NEIGHBOUR_SD*rng.normal(size=len(space)) for _ in range(n)]
-    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps]
-    moved = [np.clip(points[i % len(points)] + step, 0., 1 - 1e-9) for i, step in enumerate(steps)]
-    return [from_unit(space, point) for point in moved]
+    centres = [t.configuration for t in (trials[-1], *(t for t in trials if t.number in on_front))]
+    return sobol_points(space, n, seed) + neighbours(space, centres, n=n, rng=np.random.default_rng(seed))
 
 def _candidate_points(
     search:SearchTask,
@@ -90,15 +81,16 @@ OVER_BUDGET_SOURCE = f'sobol: {OVER_BUDGET}'
 def _suggest_full(search, trials):
     "The best run of the whole space."
     acquisition = build_acquisition(search, trials)
-    if isinstance(search.space, JointSpace): return _suggest_family(acquisition, build_acquisition(search, trials))
+    if isinstance(search.space, JointSpace): return _suggest_family(search, trials, acquisition)
     point, epochs = best_run(acquisition)
     expected = expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
     return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs=epochs, expected=expected)
 
-def _suggest_family(acquisition, fresh):
+def _suggest_family(search, trials, acquisition):
     "The best run of all families."
-    point, epochs, families = best_run_of_all(acquisition, fresh)
-    configuration = fresh.samples.search.space.decode(point.numpy())
+    rng, fresh = np.random.default_rng(int(torch.randint(2**31, ()))), build_acquisition(search, trials)
+    point, epochs, families = best_run_of_all(acquisition, fresh, rng)
+    configuration = search.space.decode(point.numpy())
     expected = families.get(configuration['family'])
     return Suggestion(configuration, 'trajectory', epochs=epochs, expected=expected, families=families)
 
@@ -126,9 +118,10 @@ def _suggestion_joules(trials, source):
     return min([first, *metered][-3:])
 
 def _within_budget(trials, source):
-    "Would all suggestions, with this one, keep to the budget?"
+    "Would the suggestions, with this one, keep to the budget?"
     if any(t.label == 'simulated' or t.origin.joules is None for t in trials): return True
-    suggestions = sum(t.origin.joules for t in trials)
+    counts = lambda t: source == CHEAP_SOURCE or t.origin.source == source # full ones have a share of their own
+    suggestions = sum(t.origin.joules for t in trials if counts(t))
     training = sum(t.spent + t.reading_joules for t in trials)
     return suggestions + _suggestion_joules(trials, source) <= SUGGESTION_BUDGETS[source][1]*training
 
@@ -146,7 +139,7 @@ def _neighbour_run(search, trials, seed):
     front = pareto_front(trajectory_points([t for t in trials if t.status == 'finished'], search.energy))
     row = front.iloc[rng.integers(len(front))]
     centre = next(t for t in trials if t.number == row.number)
-    configuration = _neighbours(search.space, [centre], rng, n=1)[0]
+    configuration, = neighbours(search.space, [centre.configuration], n=1, rng=rng)
     longer = [e for e in epoch_grid(search.epochs) if e > row.epoch]
     return Suggestion(configuration, 'neighbour'), min([*longer, search.epochs])
 
