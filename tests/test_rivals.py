@@ -16,9 +16,9 @@ NEEDS = {'moasha': 'syne_tune', 'smac': 'smac', 'optuna': 'optuna', 'ax': 'ax', 
 
 
 def small_table():
-    keys = [(w, kind) for w in (4, 8, 16, 32) for kind in ('a', 'b')]
+    keys = [(w, kind) for w in (4, 8, 16, 32, 64) for kind in ('a', 'b', 'c')]
     curve = lambda w, kind: (1 - .6/w**.5 - .1*(kind == 'b'))*(1 - np.exp(-np.arange(1, 10)/3))
-    return TabularBenchmark('small', Space(width=Ordinal([4, 8, 16, 32]), kind=Categorical(['a', 'b'])), 9,
+    return TabularBenchmark('small', Space(width=Ordinal([4, 8, 16, 32, 64]), kind=Categorical(['a', 'b', 'c'])), 9,
                             {k: float(k[0]) for k in keys}, {k: curve(*k)[None] + [[0.], [.01]] for k in keys}, .1)
 
 

@@ -409,6 +409,10 @@ def rival_sentence(
         f"{_text(ours.value, ours.low, ours.high)}, that of the best rival, `{best.strategy}`, "
         f"{_text(best.value, best.low, best.high)}.")
 
+def _ratio_text(ours, rival, best):
+    if math.isinf(rival): return 'nobody' if math.isinf(ours) else 'trajectory alone'
+    return 'not reached' + f' ({best})' if math.isinf(ours) else f'{ours/rival:.2f} ({best})'
+
 def beside_rivals(
     tables:list, # of dicts, as in `anytime_record`, of one group
 ) -> pd.DataFrame: # a row for each table
@@ -422,8 +426,7 @@ def beside_rivals(
             is_share = not measure.startswith('to ')
             best = (max if is_share else min)(rivals, key=lambda name: medians[name][i])
             ours, rival = medians['trajectory'][i], medians[best][i]
-            with np.errstate(invalid='ignore'): ratio = np.divide(ours, rival)
-            cells[measure] = f'{_text(ours)} ({best} {_text(rival)})' if is_share else f'{_text(ratio)} ({best})'
+            cells[measure] = f'{_text(ours)} ({best} {_text(rival)})' if is_share else _ratio_text(ours, rival, best)
         return cells
     return pd.DataFrame({t['table']: row(t) for t in tables}).T
 

@@ -413,7 +413,7 @@ def run_until_stopped(searcher, configuration, planned, run):
     return planned, seconds
 
 # %% ../../nbs/81_bench.searches.ipynb #s14w
-MAX_RUNS = 400 # of a search that goes on until it has spent enough
+MAX_RUNS = 200 # of a search that goes on until it has spent enough
 
 def search_table(
     table:TabularBenchmark,
