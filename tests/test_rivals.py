@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need
-
 from pareto_energy.bench.rivals import LCBENCH_SPACE, LCBENCH_TASKS, RIVALS, anytime_record, lcbench_table
 from pareto_energy.bench.searches import TabularBenchmark, own_table, search_table
 from pareto_energy.models.space import Categorical, Ordinal, Space
@@ -22,9 +20,15 @@ def small_table():
                             {k: float(k[0]) for k in keys}, {k: curve(*k)[None] + [[0.], [.01]] for k in keys}, .1)
 
 
+def need(name):
+    "Skip a search whose library is missing: the extra bench is larger than what CI installs."
+    for word, module in NEEDS.items():
+        if name.startswith(word): pytest.importorskip(module)
+
+
 @pytest.mark.parametrize('name', RIVALS)
 def test_the_same_seed_gives_the_same_search(name):
-    need(*(module for word, module in NEEDS.items() if name.startswith(word)))
+    need(name)
     def found(seed): return {k: v for k, v in search_table(small_table(), name, seed, 9).items() if k != 'ask_seconds'}
     first = found(3)
     np.random.rand(7) # what other code draws from NumPy's global generator changes nothing
@@ -34,7 +38,7 @@ def test_the_same_seed_gives_the_same_search(name):
 
 @pytest.mark.parametrize('name', ['moasha-3', 'smac'])
 def test_numpys_random_numbers_are_left_as_they_were(name):
-    need(*(module for word, module in NEEDS.items() if name.startswith(word)))
+    need(name)
     np.random.seed(5)
     expected = np.random.rand()
     np.random.seed(5)
@@ -43,7 +47,7 @@ def test_numpys_random_numbers_are_left_as_they_were(name):
 
 
 def test_moasha_ends_runs_at_its_rungs():
-    need('syne_tune')
+    need('moasha')
     epochs = search_table(small_table(), 'moasha-3', 0, 30)['epochs']
     assert epochs[0] == 9, 'the first run of MOASHA goes to its end'
     assert set(epochs) <= {1, 3, 9} and epochs.count(1) > 10
@@ -52,7 +56,7 @@ def test_moasha_ends_runs_at_its_rungs():
 def test_a_search_without_a_library_names_the_extra(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'syne_tune', None)
-    monkeypatch.setitem(sys.modules, 'syne_tune.optimizer.schedulers.multiobjective', None)
+    monkeypatch.setitem(sys.modules, 'syne_tune.optimizer.schedulers.multiobjective.moasha', None)
     with pytest.raises(ImportError, match=r"syne_tune is not installed: pip install 'pareto_energy\[bench\]'"):
         search_table(small_table(), 'moasha-3', 0, 3)
 
@@ -60,7 +64,7 @@ def test_a_search_without_a_library_names_the_extra(monkeypatch):
 def lcbench():
     folder = Path(os.environ.get('PARETO_ENERGY_CACHE', ''))/'lcbench'
     if not (folder/'model.onnx').exists(): pytest.skip('LCBench is not in PARETO_ENERGY_CACHE')
-    need('onnxruntime')
+    pytest.importorskip('onnxruntime')
     return folder
 
 
@@ -73,7 +77,7 @@ def test_lcbench_gives_curves_of_any_configuration():
     utility, joules = table.draw(key, None)
     assert utility.shape == joules.shape == (52,) and (np.diff(joules) >= 0).all()
     assert ((utility >= -.05) & (utility <= 1.05)).all() and utility[-1] > utility[0]
-    with pytest.raises(ValueError, match='Did you mean 167104'): lcbench_table(lcbench(), '167105')
+    with pytest.raises(ValueError, match='Did you mean 167'): lcbench_table(lcbench(), '167105')
 
 
 def test_the_command_searches_a_task_of_lcbench(tmp_path):

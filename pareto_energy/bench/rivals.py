@@ -37,8 +37,10 @@ class MOASHASearcher:
         library = _need('syne_tune.optimizer.schedulers.multiobjective.moasha')
         self.space, self.epochs = table.space, table.epochs
         self.state, self.n = [np.random.RandomState(seed).get_state()], 0
-        self.scheduler = library.MOASHA({n: self._domain(p) for n, p in self.space.items()}, time_attr='epoch',
-            metrics=['loss', 'energy'], max_t=self.epochs, reduction_factor=reduction_factor)
+        domains = {n: self._domain(p) for n, p in self.space.items()}
+        with numpy_state([*self.state]): # from which it draws a seed that it does not use
+            self.scheduler = library.MOASHA(domains, metrics=['loss', 'energy'], time_attr='epoch',
+                max_t=self.epochs, reduction_factor=reduction_factor)
 
     def _domain(self, p):
         domains = _need('syne_tune.config_space')
