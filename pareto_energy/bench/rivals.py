@@ -406,8 +406,11 @@ def rival_sentence(
     ours, ratio = of('trajectory', 'anytime'), of('trajectory', f'to {100*share:.0f} %')
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
-    return (f"{group}: to {100*share:.0f} % of the front `trajectory` needs {_text(ratio.value, ratio.low, ratio.high)} "
-        f"times the joules of the best rival on each table, median over the tables. Its anytime share is "
+    needs = (f"`trajectory` needs {_text(ratio.value, ratio.low, ratio.high)} times the joules of the best rival on each "
+        "table, median over the tables")
+    if math.isnan(ratio.value): needs = 'no strategy gets in its median search'
+    elif math.isinf(ratio.value): needs = '`trajectory` does not get in the runs that it had, and a rival does'
+    return (f"{group}: to {100*share:.0f} % of the front {needs}. The anytime share of `trajectory` is "
         f"{_text(ours.value, ours.low, ours.high)}, that of the best rival, `{best.strategy}`, "
         f"{_text(best.value, best.low, best.high)}.")
 
