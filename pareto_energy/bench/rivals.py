@@ -396,6 +396,7 @@ def text_table(
     wide = cells.pivot(index='strategy', columns='measure', values='text')
     return wide.loc[order, list(MEASURES)].rename_axis(columns=None)
 
+# %% ../../nbs/87_bench.rivals.ipynb #b04r
 def rival_sentence(
     group:str, # of tables
     measures:pd.DataFrame, # as in `compare_anytime`
@@ -406,11 +407,11 @@ def rival_sentence(
     ours, ratio = of('trajectory', 'anytime'), of('trajectory', f'to {100*share:.0f} %')
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
-    needs = (f"`trajectory` needs {_text(ratio.value, ratio.low, ratio.high)} times the joules of the best rival on each "
-        "table, median over the tables")
-    if math.isnan(ratio.value): needs = 'no strategy gets in its median search'
-    elif math.isinf(ratio.value): needs = '`trajectory` does not get in the runs that it had, and a rival does'
-    return (f"{group}: to {100*share:.0f} % of the front {needs}. The anytime share of `trajectory` is "
+    needs = (f"to {100*share:.0f} % of the front `trajectory` needs {_text(ratio.value, ratio.low, ratio.high)} times the "
+        "joules of the best rival on each table, median over the tables")
+    if math.isnan(ratio.value): needs = f'no strategy gets to {100*share:.0f} % of the front in its median search'
+    elif math.isinf(ratio.value): needs = f'a rival gets to {100*share:.0f} % of the front, `trajectory` does not'
+    return (f"{group}: {needs}. The anytime share of `trajectory` is "
         f"{_text(ours.value, ours.low, ours.high)}, that of the best rival, `{best.strategy}`, "
         f"{_text(best.value, best.low, best.high)}.")
 

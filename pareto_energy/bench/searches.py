@@ -320,6 +320,7 @@ class OptunaSearcher:
     def tell(self, configuration, epochs, utility, joules):
         self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
 
+# %% ../../nbs/81_bench.searches.ipynb #s13b
 class AxSearcher:
     "Ax with its own choice of method."
     def __init__(self, table, seed, n_initial, whole=False):
