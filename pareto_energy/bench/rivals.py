@@ -400,20 +400,18 @@ def text_table(
 def rival_sentence(
     group:str, # of tables
     measures:pd.DataFrame, # as in `compare_anytime`
-    share:float=.95, # in `TARGETS`
 ) -> str:
     "What `trajectory` needs beside the best rival, with its interval."
     of = lambda name, measure: next(measures[(measures.strategy == name) & (measures.measure == measure)].itertuples())
-    ours, ratio = of('trajectory', 'anytime'), of('trajectory', f'to {100*share:.0f} %')
+    anytime, ratios = of('trajectory', 'anytime'), [of('trajectory', f'to {100*t:.0f} %') for t in TARGETS]
+    needs = [f"{_text(r.value, r.low, r.high)} to {100*t:.0f} %" for t, r in zip(TARGETS, ratios)
+        if not math.isnan(r.value)]
+    nobody = [f'{100*t:.0f} %' for t, r in zip(TARGETS, ratios) if math.isnan(r.value)]
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
-    needs = (f"to {100*share:.0f} % of the front `trajectory` needs {_text(ratio.value, ratio.low, ratio.high)} times the "
-        "joules of the best rival on each table, median over the tables")
-    if math.isnan(ratio.value): needs = f'no strategy gets to {100*share:.0f} % of the front in its median search'
-    elif math.isinf(ratio.value): needs = f'a rival gets to {100*share:.0f} % of the front, `trajectory` does not'
-    return (f"{group}: {needs}. The anytime share of `trajectory` is "
-        f"{_text(ours.value, ours.low, ours.high)}, that of the best rival, `{best.strategy}`, "
-        f"{_text(best.value, best.low, best.high)}.")
+    return (f"{group}: in multiples of the best rival's joules on each table, `trajectory` needs {', '.join(needs)} of the "
+        f"front{'; nobody gets to ' + ', '.join(nobody) if nobody else ''}. Its anytime share is {_text(anytime.value, anytime.low, anytime.high)}, that of the best "
+        f"rival, `{best.strategy}`, {_text(best.value, best.low, best.high)}.")
 
 def _ratio_text(ours, rival, best):
     if math.isinf(rival): return 'nobody' if math.isinf(ours) else 'trajectory alone'
