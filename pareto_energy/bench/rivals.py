@@ -409,8 +409,9 @@ def rival_sentence(
     nobody = [f'{100*t:.0f} %' for t, r in zip(TARGETS, ratios) if math.isnan(r.value)]
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
+    unreached = '; nobody gets to ' + ', '.join(nobody) if nobody else ''
     return (f"{group}: in multiples of the best rival's joules on each table, `trajectory` needs {', '.join(needs)} of the "
-        f"front{'; nobody gets to ' + ', '.join(nobody) if nobody else ''}. Its anytime share is {_text(anytime.value, anytime.low, anytime.high)}, that of the best "
+        f"front{unreached}. Its anytime share is {_text(anytime.value, anytime.low, anytime.high)}, that of the best "
         f"rival, `{best.strategy}`, {_text(best.value, best.low, best.high)}.")
 
 def _ratio_text(ours, rival, best):
