@@ -29,11 +29,11 @@ def need(name):
 @pytest.mark.parametrize('name', RIVALS)
 def test_the_same_seed_gives_the_same_search(name):
     need(name)
-    def found(seed): return {k: v for k, v in search_table(small_table(), name, seed, 9).items() if k != 'ask_seconds'}
+    def found(seed): return {k: v for k, v in search_table(small_table(), name, seed, 7).items() if k != 'ask_seconds'}
     first = found(3)
     np.random.rand(7) # what other code draws from NumPy's global generator changes nothing
     assert found(3) == first
-    assert any(found(seed)['chosen'] != first['chosen'] for seed in (4, 5))
+    assert found(4)['chosen'] != first['chosen']
 
 
 @pytest.mark.parametrize('name', ['moasha-3', 'smac'])
