@@ -49,6 +49,22 @@ class TabularBenchmark:
         self.top = np.nanmax(utility)
         self.whole = self.covered([(k, e + 1) for k in self.keys for e in range(self.epochs)])
 
+    def draw(self,
+        key:tuple, # values of a configuration
+        rng,
+    ) -> tuple: # utility and joules after each epoch
+        "One of the recorded runs of a configuration, with its noise."
+        runs = self.runs[key]
+        return runs[rng.integers(len(runs))], self.rates[key]*np.arange(1, self.epochs + 1)
+
+    def number(self, key:tuple) -> int:
+        "The number of a configuration, as a file keeps it."
+        return self.keys.index(key)
+
+    def key(self, number:int) -> tuple: # values of a configuration
+        "The configuration with a number."
+        return self.keys[number]
+
     def models(self,
         key:tuple, # values of a configuration
     ) -> tuple: # true utility and joules, each (epochs, models after an epoch)
@@ -204,18 +220,18 @@ def with_epochs(
     "The space of those who see only the last point of a run."
     return Space(table.space, epochs=Int(1, table.epochs, log=True)) if table.epochs > 1 else table.space
 
-def _apart(configuration):
+def _apart(configuration, epochs=1):
     "Configuration and epochs."
     rest = dict(configuration)
-    return rest, rest.pop('epochs', 1)
+    return rest, rest.pop('epochs', epochs)
+
+def _searched_space(table, whole):
+    "The space of whole runs, or that in which the epochs are a dimension."
+    return table.space if whole else with_epochs(table)
 
 def _trial(number, configuration, utility, joules, **origin):
     return Trial('table', 'table', 'table', 0, number, configuration, Origin(**origin), 'measured', 'table', 'finished',
         dict(utility=utility, joules=joules, se=[None]*len(joules), repeats=1), spent=joules[-1])
-
-def _draw(table, key, rng):
-    runs, joules = table.runs[key], table.rates[key]*np.arange(1, table.epochs + 1)
-    return runs[rng.integers(len(runs))], joules
 
 # %% ../../nbs/81_bench.searches.ipynb #s11
 class TrajectorySearcher:
@@ -245,14 +261,14 @@ class TrajectorySearcher:
         self.trials.append(_trial(len(self.trials), configuration, utility, joules))
 
 class FinalEpochSearcher:
-    "Any other of our strategies on a table: epochs are a dimension."
-    def __init__(self, name, table, seed, n_initial):
-        self.strategy, self.seed = STRATEGIES[name], seed
-        self.search = SearchTask(with_epochs(table), n_initial)
+    "Any other of our strategies on a table: epochs are a dimension, or every run is a `whole` one."
+    def __init__(self, name, table, seed, n_initial, whole=False):
+        self.strategy, self.seed, self.epochs = STRATEGIES[name], seed, table.epochs if whole else 1
+        self.search = SearchTask(_searched_space(table, whole), n_initial)
         self.trials = []
 
     def ask(self):
-        return _apart(self.strategy(self.search, self.trials, self.seed).configuration)
+        return _apart(self.strategy(self.search, self.trials, self.seed).configuration, self.epochs)
 
     def tell(self, configuration, epochs, utility, joules):
         whole = configuration | ({'epochs': epochs} if 'epochs' in self.search.space else {})
@@ -279,13 +295,13 @@ def _initial_design(space, n, seed, centred):
 
 class OptunaSearcher:
     "A sampler of Optuna; from the centre, that is the first run."
-    def __init__(self, sampler, table, seed, n_initial, from_centre=False):
+    def __init__(self, sampler, table, seed, n_initial, from_centre=False, whole=False):
         optuna = _need('optuna')
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         make = dict(tpe=lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=n_initial),
             gp=lambda: optuna.samplers.GPSampler(seed=seed, n_startup_trials=n_initial),
             nsga2=lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=10))
-        self.space = with_epochs(table)
+        self.space, self.epochs = _searched_space(table, whole), table.epochs if whole else 1
         self.study = optuna.create_study(directions=['maximize', 'minimize'], sampler=make[sampler]())
         self.distributions = {name: self._distribution(p) for name, p in self.space.items()}
         for c in _initial_design(self.space, n_initial, seed, from_centre): self.study.enqueue_trial(c)
@@ -294,23 +310,26 @@ class OptunaSearcher:
         from optuna import distributions
         if isinstance(p, Categorical): return distributions.CategoricalDistribution(p.options)
         if isinstance(p, Ordinal): return distributions.IntDistribution(0, len(p.options) - 1)
-        return distributions.IntDistribution(p.low, p.high, log=True)
+        if isinstance(p, Int): return distributions.IntDistribution(p.low, p.high, log=p.log)
+        return distributions.FloatDistribution(p.low, p.high, log=p.log)
 
     def ask(self):
         self.trial = self.study.ask(self.distributions)
-        return _apart(_from_indices(self.space, self.trial.params))
+        return _apart(_from_indices(self.space, self.trial.params), self.epochs)
 
     def tell(self, configuration, epochs, utility, joules):
         self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
 
+# %% ../../nbs/81_bench.searches.ipynb #s13b
 class AxSearcher:
     "Ax with its own choice of method."
-    def __init__(self, table, seed, n_initial):
+    def __init__(self, table, seed, n_initial, whole=False):
         import logging
         client, configs = _need('ax.api.client'), _need('ax.api.configs')
         for name in list(logging.root.manager.loggerDict):
             if name.startswith('ax'): logging.getLogger(name).setLevel(logging.ERROR)
-        self.space, self.client = with_epochs(table), client.Client(random_seed=seed)
+        self.space, self.client = _searched_space(table, whole), client.Client(random_seed=seed)
+        self.epochs = table.epochs if whole else 1
         self.client.configure_experiment(parameters=[self._parameter(configs, n, p) for n, p in self.space.items()])
         self.client.configure_optimization(objective='utility, -energy')
         self.first = _initial_design(self.space, n_initial, seed, True)
@@ -321,12 +340,13 @@ class AxSearcher:
                 is_ordered=False)
         if isinstance(p, Ordinal):
             return configs.RangeParameterConfig(name=name, bounds=(0, len(p.options) - 1), parameter_type='int')
-        return configs.RangeParameterConfig(name=name, bounds=(p.low, p.high), parameter_type='int', scaling='log')
+        return configs.RangeParameterConfig(name=name, bounds=(p.low, p.high), scaling='log' if p.log else 'linear',
+            parameter_type='int' if isinstance(p, Int) else 'float')
 
     def ask(self):
         if self.first: self.index, values = self.client.attach_trial(self.first[0]), self.first.pop(0)
         else: (self.index, values), = self.client.get_next_trials(1).items()
-        return _apart(_from_indices(self.space, values))
+        return _apart(_from_indices(self.space, values), self.epochs)
 
     def tell(self, configuration, epochs, utility, joules):
         self.client.complete_trial(self.index, raw_data=dict(utility=float(utility[-1]), energy=math.log10(joules[-1])))
@@ -344,10 +364,13 @@ ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_leng
     'trajectory-not-brief': partial(TrajectorySearcher, brief=False),
     'trajectory-no-system': partial(TrajectorySearcher, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(OptunaSearcher, 'gp', from_centre=True)}
-WHOLE_RUNS = ('trajectory', *ABLATIONS) # their runs count with every epoch
+OURS = ('trajectory', *ABLATIONS)
+WHOLE_RUNS = [*OURS] # their runs count with every epoch
 INITIAL = 5 # runs of the initial design; of whole runs no more than one for the centre and one for each dimension
 
 # %% ../../nbs/81_bench.searches.ipynb #s14t
+MAX_RUNS = 200 # of a search that goes on until it has spent enough
+
 class SearchRecord:
     "What a search on a table has found so far."
     def __init__(self, table, whole_runs):
@@ -370,7 +393,7 @@ class SearchRecord:
         last = every if self.whole_runs else self.table.covered(self.last_points)/self.table.whole
         self.rows.append(dict(share=round(last, 5), share_of_all_epochs=round(every, 5),
             joules=float(f'{self.joules:.8g}'),
-            ask_seconds=round(seconds, 3), epochs=int(length), chosen=self.table.keys.index(key)))
+            ask_seconds=round(seconds, 3), epochs=int(length), chosen=self.table.number(key)))
 
     def columns(self): return {name: [row[name] for row in self.rows] for name in self.rows[0]}
 
@@ -385,7 +408,8 @@ def timed(function, *args):
 def run_until_stopped(searcher, configuration, planned, run):
     "The epoch at which a searcher ends a run, and the seconds of the decision."
     (utility, joules), seconds = run, 0.
-    for e in [e for e in epoch_grid(len(joules)) if e < planned]:
+    checkpoints = getattr(searcher, 'checkpoints', epoch_grid)(len(joules))
+    for e in [e for e in checkpoints if e < planned]:
         stop, more = timed(searcher.stops, configuration, utility[:e].tolist(), joules[:e].tolist())
         seconds += more
         if stop: return e, seconds
@@ -397,18 +421,19 @@ def search_table(
     name:str, # in SEARCHERS
     seed:int,
     runs:int,
+    min_joules:float=0., # a search goes on after its runs, up to `MAX_RUNS`, until it has spent as much
     **changes, # of the searcher
 ) -> dict: # strategy, seed, and a value for each run: share, share_of_all_epochs, joules, ask_seconds, epochs, chosen
     "One search on a table."
     whole_runs = name in WHOLE_RUNS
-    n_initial = min(INITIAL, len(table.space) + 1) if whole_runs else INITIAL
+    n_initial = min(INITIAL, len(table.space) + 1) if name in OURS else INITIAL
     searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, n_initial, **changes)
     rng, record = np.random.default_rng([seed, 1]), SearchRecord(table, whole_runs)
-    for _ in range(runs):
+    while len(record.rows) < runs or (record.joules < min_joules and len(record.rows) < MAX_RUNS):
         (configuration, length), seconds = timed(searcher.ask)
         key = table.nearest(configuration)
-        utility, joules = _draw(table, key, rng)
-        if whole_runs:
+        utility, joules = table.draw(key, rng)
+        if hasattr(searcher, 'stops'):
             length, deciding = run_until_stopped(searcher, configuration, length, (utility, joules))
             seconds += deciding
         _, telling = timed(searcher.tell, configuration, length, utility[:length].tolist(), joules[:length].tolist())
@@ -423,6 +448,7 @@ def run_benchmark(
     runs:int, # of each search
     path:Path, # a .json file, which may hold some of the searches
     after=None, # function of each search that was done
+    min_joules:float=0., # of each search, as in `search_table`
 ) -> list: # of dicts, as in `search_table`
     """Searches on a table, kept in a file.
 
@@ -439,7 +465,7 @@ def run_benchmark(
     for seed in seeds:
         for name in strategies:
             if (name, seed) in have: continue
-            kept['searches'].append(search_table(table, name, seed, runs))
+            kept['searches'].append(search_table(table, name, seed, runs, min_joules))
             write_text(path, json.dumps(kept) + '\n')
             if after: after(kept['searches'][-1])
     return kept['searches']
@@ -465,7 +491,7 @@ def others_on_all(
     seeds:int=SEEDS_TO_COMPARE, # on each table, at least
 ) -> list: # names in SEARCHERS
     "The searches beside `trajectory`, apart from its variants and from those that were told where to begin."
-    return [n for n in SEARCHERS if n not in (*WHOLE_RUNS, 'optuna-gp-centre')
+    return [n for n in SEARCHERS if n not in (*OURS, 'optuna-gp-centre')
         and all(sum(s['strategy'] == n for s in t['searches']) >= seeds for t in tables)]
 
 # %% ../../nbs/81_bench.searches.ipynb #s22
@@ -521,8 +547,8 @@ def compare_with_best(
 # %% ../../nbs/81_bench.searches.ipynb #f01
 def _true_models(table, search):
     "True utility and log10 J of the models that count, and the worst corner, so that no search is left out."
-    models = [(table.keys[c], e) for c, n in zip(search['chosen'], search['epochs']) for e in (range(1, n + 1)
-        if search['strategy'] in WHOLE_RUNS else (n,))]
+    models = [(table.keys[c], e) for c, n in zip(search['chosen'], search['epochs'])
+        for e in range(1, n + 1)]
     return np.array([[table.mean[k][e - 1], math.log10(table.rates[k]*e)]
         for k, e in models] + [[table.floor, table.span[1]]])
 
@@ -544,7 +570,7 @@ def first_trials(
 ) -> list:
     "The trials of a search that was kept, drawn as they were."
     rng, keys = np.random.default_rng([search['seed'], 1]), [table.keys[i] for i in search['chosen'][:n]]
-    drawn = [_draw(table, key, rng) for key in keys]
+    drawn = [table.draw(key, rng) for key in keys]
     return [_trial(i, dict(zip(table.space, key)), u[:e].tolist(), j[:e].tolist())
         for i, (key, (u, j), e) in enumerate(zip(keys, drawn, search['epochs']))]
 
