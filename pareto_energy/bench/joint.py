@@ -172,6 +172,7 @@ class OneFamily:
     space: object # a Space
     epochs: int # of the longest run
 
+# %% ../../nbs/90_bench.joint.ipynb #s01b
 class JointFinalEpoch:
     "Any other strategy over all families at once; epochs are a parameter of each family."
     def __init__(self, name, table, seed):
@@ -216,8 +217,6 @@ JOINT_SEARCHERS = {'joint trajectory': JointTrajectory, 'separate trajectory': S
 JOINT_SEARCHERS |= {f'joint {name}': partial(JointFinalEpoch, name) for name in ('random', 'sobol', 'qlognehvi', 'nsga2')}
 
 # %% ../../nbs/90_bench.joint.ipynb #s02
-JOINT_RUNS = dict({name: 60 for name in JOINT_SEARCHERS}, **{'separate trajectory': 96, 'joint qlognehvi': 40})
-
 def joint_search(
     table:JointTable,
     name:str, # in JOINT_SEARCHERS

@@ -28,16 +28,18 @@ def short_epochs(
     is_first = not trials and not isinstance(search.space, JointSpace)
     return math.ceil(search.epochs**(.5 if is_first else .25))
 
-def _first_configs(space):
-    "The centre; in a joint search that of each family, with the least share of the data."
-    if not isinstance(space, JointSpace): return [centre_config(space)]
-    return [dict(family=f, configuration=cheap_centre(own)) for f, own in space.spaces.items()]
+def _first_look(search, trials): # a configuration
+    "The centre; in a joint search that of each family, with the least share of the data while looks are dear."
+    if not isinstance(search.space, JointSpace): return centre_config(search.space)
+    family, own = [*search.space.spaces.items()][len(trials)]
+    were_quick = trials and all(t.status == 'finished' and t.epochs[-1] >= search.epochs for t in trials)
+    return dict(family=family, configuration=centre_config(own) if were_quick else cheap_centre(own))
 
 def _short_run(search, trials, seed):
     "The centre of the space, then Sobol' points, for few epochs."
-    first = _first_configs(search.space)
-    if len(trials) < len(first): run = Suggestion(first[len(trials)], 'centre')
-    else: run = sobol_strategy(search, trials[len(first):], seed)
+    looks = len(search.space.spaces) if isinstance(search.space, JointSpace) else 1
+    if len(trials) < looks: run = Suggestion(_first_look(search, trials), 'centre')
+    else: run = sobol_strategy(search, trials[looks:], seed)
     return replace(run, epochs=short_epochs(search, trials))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a01
