@@ -219,7 +219,7 @@ def get_loss(
     return _with_weights(loss) if weighted else loss
 
 # %% ../../nbs/22_models.families.ipynb #c24-02
-_DATA_PARAMETERS = dict(fraction=Float(.1, 1., log=True, fidelity=True), shrink=Categorical([1, 2, 4], fidelity=True))
+_DATA_PARAMETERS = dict(fraction=Float(.1, 1., log=True, fidelity=True), shrink=Categorical([1, 2, 4]))
 _THREADS = Categorical([1, 2], system=True)
 _TRAINING_PARAMETERS = dict(
     lr=Float(3e-4, 1e-1, log=True),

@@ -31,7 +31,7 @@ def _python_number(value): return value.item() if isinstance(value, np.generic) 
 class Parameter:
     "What a search may choose."
     system: bool = False # changes the joules of a run, never its utility
-    fidelity: bool = False # its low end makes a run cheap, such as a share of the data; of a choice, its last option
+    fidelity: bool = False # less of it makes a run cheaper, such as a share of the data
 
     def restore(self, value):
         "The value that a recorded one stands for."
@@ -247,11 +247,9 @@ def to_unit(
 def cheap_centre(
     space:Space,
 ) -> dict: # a configuration
-    "The centre, with the cheapest value of each parameter that says which end is cheap."
-    def cheapest(p):
-        if isinstance(p, Categorical): return len(p.options) - 1. if p.fidelity else 0.
-        return 0. if p.fidelity else .5
-    return space.decode([cheapest(p) for p in space.values()])
+    "The centre, with the least of each parameter of which less makes a run cheaper."
+    least = lambda p: 0. if p.fidelity else .5
+    return space.decode([0 if isinstance(p, Categorical) else least(p) for p in space.values()])
 
 # %% ../../nbs/21_models.space.ipynb #a02
 def project_config(

@@ -38,6 +38,20 @@ def search_progress(
         for key, group in _group_searches(trials).items()]
     return pd.concat(histories, ignore_index=True)
 
+# %% ../../nbs/62_report.comparison.ipynb #pf1
+def progress_over_families(
+    trials:list, # of a study
+    ref_points:dict, # dataset -> reference point
+) -> pd.DataFrame: # dataset, strategy, seed, trials, spent (J), hypervolume
+    "Hypervolume of all families together, after each trial; separate searches take turns."
+    groups = {}
+    for t in trials:
+        if t.status != 'started': groups.setdefault((t.dataset, t.strategy, t.seed), []).append(t)
+    in_turn = lambda group: sorted(group, key=lambda t: t.number)
+    histories = [hypervolume_history(in_turn(group), ref_points[key[0]]).assign(
+        **dict(zip(('dataset', 'strategy', 'seed'), key))) for key, group in groups.items()]
+    return pd.concat(histories, ignore_index=True)
+
 # %% ../../nbs/62_report.comparison.ipynb #c10
 def _normalise(table, best, ref_point):
     "Objectives, both to be minimised: 0 at the best known value, 1 at the reference point; shape (n, 2)."

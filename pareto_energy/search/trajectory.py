@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
-from ..front.log import TRAINING, EnergyObjective, Trial
+from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import neighbours, seeded_fit, sobol_strategy, with_fallback, with_initial_design
@@ -29,7 +29,7 @@ def short_epochs(
     return math.ceil(search.epochs**(.5 if is_first else .25))
 
 def _first_configs(space):
-    "The centre; in a joint search that of each family, with the cheapest share and size of the data."
+    "The centre; in a joint search that of each family, with the least share of the data."
     if not isinstance(space, JointSpace): return [centre_config(space)]
     return [dict(family=f, configuration=cheap_centre(own)) for f, own in space.spaces.items()]
 
@@ -235,8 +235,8 @@ def can_be_extended(
     trial:Trial, # about to run
     search:SearchTask,
 ) -> bool:
-    "Is it a short run of the initial design, of a family that trains epoch by epoch? In a joint search none is."
-    is_initial = trial.strategy == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
+    "Is it a short run of the initial design, of a family that trains epoch by epoch?"
+    is_initial = trial.strategy.removeprefix(JOINT) == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
     return is_initial and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
 
 def _worthwhile_rule(search, trial, earlier):
