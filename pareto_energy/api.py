@@ -21,7 +21,8 @@ from .models.families import SPACES, family_space, supports
 from .models.custom import check_loop, fingerprint, loop_name, names_of_code, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
-from .front.log import EnergyObjective, Metric, RefPoint, active_writers, read_study, read_trials
+from .front.log import (
+    ALL_FAMILIES, EnergyObjective, Metric, RefPoint, active_writers, is_joint, read_study, read_trials)
 from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
 from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
@@ -154,9 +155,11 @@ def progress_sentence(
     ended = [t for t in trials if t.status != 'started']
     points = lambda name, energy: trajectory_points([t for t in ended if t.dataset == name], energy)
     covered = sum(hypervolume(pareto_front(points(name, r.energy)), r) for name, r in study.ref_points.items())
+    families = Counter(t.family for t in ended) if any(is_joint(t.strategy) for t in ended) else {}
+    by_family = f" ({', '.join(f'{family} {n}' for family, n in families.items())})" if families else ''
     pending = pending_trials(study, {t.key: t for t in trials})
     planned = '' if getattr(study, 'max_hours', None) else f' of {len(ended) + len(pending)}' # else time decides
-    return f'{len(ended)}{planned} trials, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
+    return f'{len(ended)}{planned} trials{by_family}, {total_joules(trials):.3g} J, hypervolume {covered:.3f}.'
 
 def live_front_chart(
     study, # a `Study`
@@ -172,7 +175,9 @@ def live_front_chart(
     shown = lambda table: table.assign(utility=scale.sign*table.utility)
     axes = energy_axis(points.joules, trials[0].label, ref_point.energy), utility_axis(scale)
     base = lambda table: alt.Chart(shown(table)).encode(*axes)
-    cloud = base(points).mark_point(size=12, opacity=.4)
+    colour = {} if points.family.nunique() == 1 else dict(color=alt.Color('family:N', title=None,
+        scale=alt.Scale(domain=[*study.families])))
+    cloud = base(points).mark_point(size=12, opacity=.4).encode(**colour)
     front = base(pareto_front(points)).mark_line(interpolate='step-after')
     return (cloud + front).properties(title=progress_sentence(study, trials))
 
@@ -219,6 +224,7 @@ def _own_spaces(
     spaces:dict, # name -> space in short
 ) -> dict: # name -> Space
     "The space of each loop."
+    if ALL_FAMILIES in loops: raise ValueError(f'No loop may be called {ALL_FAMILIES}, which means all of them.')
     if not isinstance(spaces, dict) or set(spaces) != set(loops):
         raise ValueError(f"Each loop needs its space under its own name: the loops are {', '.join(loops)}, "
             f"the spaces {', '.join(map(str, spaces))}.")
@@ -375,8 +381,10 @@ def _changes(before, study):
     for name, print_of_loop in study.own_record['loops'].items():
         if loops.get(name, print_of_loop) != print_of_loop:
             yield f'the loop {name} has changed (its source, or a value or data that it uses)'
-    for name, space in study.ranges.items():
-        old = before['ranges'].get(name, {})
+    if not {*study.ranges} <= {*before['ranges']}:
+        yield f"the models were {', '.join(before['ranges'])} and are now {', '.join(study.ranges)}"
+    for name in (n for n in study.ranges if n in before['ranges']):
+        space, old = study.ranges[name], before['ranges'][name]
         for p in sorted({*old, *space}):
             if old.get(p) != space.get(p): yield f'{p} of {name} was {old.get(p)} and is now {space.get(p)}'
 
@@ -535,16 +543,16 @@ class Study(FromSearches, OwnStudy):
         self.prints = _fingerprints(self.loops, version)
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
-            ranges=ranges, utility=utility, **(self._defaults(study, data is not None) | settings))
+            ranges=ranges, utility=utility, **(self._defaults(study, restart, settings.get('search')) | settings))
         if restart: set_aside(self.folder)
         _check_same_model(self)
 
-    @staticmethod
-    def _defaults(study, is_of_data): # of settings
+    def _defaults(self, study, restart, search): # of settings
         "Models of one's data are searched together; a study that has begun goes on as it was."
-        search = (read_settings(study) or dict(search='joint' if is_of_data else 'separate'))['search']
-        more = dict(trials=JOINT_TRIALS) if search == 'joint' else {}
-        return OWN_DEFAULTS | dict(search=search) | more
+        recorded = {} if restart else read_settings(study) or {}
+        search = search or recorded.get('search') or ('joint' if self.own_data else 'separate')
+        are_joint = search == 'joint' and len(self.own_spaces) > 1 # a single family is searched as itself
+        return OWN_DEFAULTS | dict(search=search) | (dict(trials=JOINT_TRIALS) if are_joint else {})
 
     @classmethod
     def command(cls,

@@ -345,8 +345,9 @@ def print_front(
     energy:tuple=(None, None), # as in `read_front`
     rule:dict|None=None, # as in `conclusions`
 ):
-    "The front of each dataset as a table, and what it says."
+    "The front of each dataset as a table, and what it says; of joint searches, what each family got."
     from pareto_energy.api import load_study
+    from pareto_energy.report.sentences import allocation_sentence
     from pareto_energy.report.tables import format_front
     loaded = load_study(study, *energy)
     front = read_front(study) if energy == (None, None) else loaded.front
@@ -355,7 +356,8 @@ def print_front(
         title = f'{name}: test part, mean ± 95 % interval over {rows.seeds.max()} fresh seeds'
         print_table(format_front(rows), title, left=('model', 'configuration'))
         typer.echo('\n'.join(conclusions(name, rows, rule)) + '\n')
-    if loaded.other_energy: typer.echo(loaded.other_energy + '\n')
+    for remark in (allocation_sentence(loaded.trials_so_far), loaded.other_energy):
+        if remark: typer.echo(remark + '\n')
 
 def print_results(
     study:str, # its name

@@ -170,7 +170,7 @@ def survey(n=300, seed=0):
 def test_weights_serve_training_and_utility_and_other_weights_are_refused(home):
     table = survey().drop(columns='spent')
     table.to_csv('survey.csv', index=False)
-    made = lambda **parts: Study(data=dict(path='survey.csv', target='buys') | parts, models=['mlp', 'gbdt'], study='mine', **FEW | dict(epochs=15))
+    made = lambda **parts: Study(data=dict(path='survey.csv', target='buys') | parts, models=['mlp', 'gbdt'], study='mine', **FEW | dict(search='separate', epochs=15))
     study = made(weights='counts').run()
     assert study.metric.name == 'weighted accuracy' and 'with weighted accuracy' in str(study)
     assert max(max(t.run['utility']) for t in study.trials_so_far if t.family == 'gbdt') > .9

@@ -84,28 +84,8 @@ class _StudyFiles(StudySettings):
     def log_path(self): return self.folder/'trials.jsonl'
 
 # %% ../../nbs/53_run.study.ipynb #c06b
-@dataclass
-class FamilyStudy(_StudyFiles):
-    "A study of families of models: its settings, and what follows from them."
-    functions = {} # name -> function of the user's, which is sent with each trial
-    unchecked = () # settings that a subclass checks itself
-
-    def __post_init__(self):
-        self.root = home() # decided here, so that a training may change the working folder
-        self.study = self.folder.relative_to(self.root/'data').as_posix()
-        if self.data is not None and not self.own_data:
-            self.own_data, self.data_record = find_data(self.data, self.folder)
-        if self.own_data: self.datasets = [self.own_data.name]
-        check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
-        self.objective = EnergyObjective(self.energy, self.predictions)
-        check_device(self.device, self.machine_policy)
-        check_prior_study(self.warm)
-        self.spaces = self.find_spaces()
-
-    @property
-    def training(self): # what trains a trial
-        return partial(train_family, folder=self.folder) if self.own_data else train_family
-
+class _StudySearches(_StudyFiles):
+    "The searches of a study, and what each of them looks in."
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."
         cards = {d: self.own_data.card if self.own_data else get_card(d) for d in self.datasets}
@@ -163,6 +143,29 @@ class FamilyStudy(_StudyFiles):
     @cached_property
     def _earlier_trials(self):
         return list(read_trials(study_path(self.warm, root=self.root)/'trials.jsonl').values()) if self.warm else []
+
+# %% ../../nbs/53_run.study.ipynb #c06d
+@dataclass
+class FamilyStudy(_StudySearches):
+    "A study of families of models: its settings, and what follows from them."
+    functions = {} # name -> function of the user's, which is sent with each trial
+    unchecked = () # settings that a subclass checks itself
+
+    def __post_init__(self):
+        self.root = home() # decided here, so that a training may change the working folder
+        self.study = self.folder.relative_to(self.root/'data').as_posix()
+        if self.data is not None and not self.own_data:
+            self.own_data, self.data_record = find_data(self.data, self.folder)
+        if self.own_data: self.datasets = [self.own_data.name]
+        check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
+        self.objective = EnergyObjective(self.energy, self.predictions)
+        check_device(self.device, self.machine_policy)
+        check_prior_study(self.warm)
+        self.spaces = self.find_spaces()
+
+    @property
+    def training(self): # what trains a trial
+        return partial(train_family, folder=self.folder) if self.own_data else train_family
 
     def parts(self, client=None) -> list: # of (study, addresses of its workers or None)
         "This study, or where machines are kept apart, one for each kind."
