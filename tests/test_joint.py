@@ -120,3 +120,21 @@ def test_find_says_where_the_joules_went(here):
     assert 'Of the joules of the joint search on shop,' in printed and '% to the mlp' in printed and '% to the logistic' in printed
     trials = read_trials(here/'data/shop/trials.jsonl').values()
     assert all(is_joint(t.strategy) for t in trials) and numbers(trials) == [*range(len(trials))]
+
+
+def test_reports_serve_joint_searches(here, smoke):
+    from typer.testing import CliRunner
+    from pareto_energy.api import live_front_chart, load_study, progress_sentence
+    from pareto_energy.cli import app
+    settings = smoke | JOINT | dict(strategies=['random'], seeds=[0, 1], trials=3, front_points=2)
+    for name, search in dict(one='joint', other='both').items(): run_study(FamilyStudy(name, **settings | dict(search=search)))
+    compared = CliRunner().invoke(app, ['compare', 'one', 'other', '--json'])
+    assert compared.exit_code == 0, compared.output
+    assert {(p['study'], p['other'], p['pairs'], p['mean_difference']) for p in json.loads(compared.stdout)['pairs']} == {('one', 'other', 2, 0.)}
+    study = load_study('one')
+    trials = study.trials_so_far
+    n = {f: sum(t.family == f for t in trials) for f in ('logistic', 'mlp')}
+    said = progress_sentence(study, trials)
+    assert said.startswith('6 of 6 trials (') and all(f'{f} {count}' in said for f, count in n.items())
+    cloud = live_front_chart(study, trials).to_dict()['layer'][0]
+    assert cloud['encoding']['color']['field'] == 'family'
