@@ -27,7 +27,8 @@ from .searches import _trial
 # %% ../../nbs/90_bench.joint.ipynb #t01
 TABLE_EPOCHS, TABLE_SEEDS, TABLE_CONFIGS = 20, (0, 1), 48
 TABLE_RANGES = dict(
-    all=dict(schedule='inverse_sqrt', dtype='float32', threads=1, weight_decay=1e-4, dropout=.1, optimiser='adam', shrink=1),
+    all=dict(schedule='inverse_sqrt', dtype='float32', threads=1, weight_decay=1e-4, dropout=.1, optimiser='adam',
+        shrink=1),
     cnn=dict(channels=[4, 24]), resnet=dict(channels=[4, 16], depth=[1, 3]), gru=dict(width=[8, 64], depth=1),
     transformer=dict(width=[16, 32], depth=[1, 2]))
 
