@@ -1,13 +1,11 @@
 "A joint search: one search over several families, killed and resumed, by several workers, and from the command line."
 import json
-import random
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import wait_until
-from test_resume import Zygote
+from test_resume import kill_until_done
 
 from pareto_energy import Study
 from pareto_energy.front.log import ALL_FAMILIES, is_joint, read_log, read_trials
@@ -35,15 +33,7 @@ def numbers(trials): return sorted(t.number for t in trials)
 
 
 def test_a_killed_joint_study_ends_as_one_that_was_not(tmp_path, smoke):
-    parameters, rng, inside = smoke | JOINT, random.Random(0), 0
-    whole, log = (tmp_path/f'data/{name}/trials.jsonl' for name in ('whole', 'killed'))
-    lines = lambda: log.read_bytes().count(b'\n') if log.exists() else 0
-    attempts = lambda: max((t.attempts for t in read_trials(log).values() if t.status == 'started'), default=0)
-    with Zygote(tmp_path, parameters | dict(study='whole')) as zygote:
-        for kills in range(30):
-            enough = lines() + (rng.choice([2, 2, 3]) if attempts() < 3 else 6) # a trial that dies five times is given up
-            if zygote.run(parameters | dict(study='killed'), lambda: kills < 8 and lines() >= enough, rng) == 0: break
-            inside += any(t.status == 'started' for t in read_trials(log).values())
+    kills, inside, whole, log = kill_until_done(tmp_path, smoke | JOINT, most=8)
     trials = read_trials(log).values()
     assert kills >= 5 and inside >= 1 and not read_log(log).damage
     assert outcome(trials) == outcome(read_trials(whole).values())

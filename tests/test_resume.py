@@ -70,17 +70,23 @@ def ends(log):
     return [tuple(e[k] for k in KEY) for e in events if e['event'] in ('finished', 'failed')]
 
 
-def test_fifty_kills_change_nothing(tmp_path, smoke):
-    parameters, rng, kills, inside = smoke | dict(trials=5, n_initial=4), random.Random(0), 0, 0
-    whole, log = (tmp_path/f'data/{name}/trials.jsonl' for name in ('whole', 'killed'))
+def kill_until_done(folder, parameters, most): # kills, those inside a trial, and the logs without and with kills
+    "Run a study whole, and once more with kills where a few lines more are written."
+    rng, kills, inside = random.Random(0), 0, 0
+    whole, log = (folder/f'data/{name}/trials.jsonl' for name in ('whole', 'killed'))
     lines = lambda: log.read_bytes().count(b'\n') if log.exists() else 0
     attempts = lambda: max((t.attempts for t in read_trials(log).values() if t.status == 'started'), default=0)
-    with Zygote(tmp_path, parameters | dict(study='whole')) as zygote:
+    with Zygote(folder, parameters | dict(study='whole')) as zygote:
         for _ in range(200):
             enough = lines() + (rng.choice([2, 2, 3]) if attempts() < 3 else 6) # a trial that dies five times is given up
-            if zygote.run(parameters | dict(study='killed'), lambda: kills < 54 and lines() >= enough, rng) == 0: break
+            if zygote.run(parameters | dict(study='killed'), lambda: kills < most and lines() >= enough, rng) == 0: break
             kills += 1
             inside += any(t.status == 'started' for t in read_trials(log).values())
+    return kills, inside, whole, log
+
+
+def test_fifty_kills_change_nothing(tmp_path, smoke):
+    kills, inside, whole, log = kill_until_done(tmp_path, smoke | dict(trials=5, n_initial=4), most=54)
     print(f'{kills} kills, {inside} of them inside a trial, {len(ends(log))} trials')
     assert kills >= 50 and inside >= 10
     assert outcome(log) == outcome(whole)

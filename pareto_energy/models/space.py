@@ -271,36 +271,32 @@ class JointSpace(Space):
         spaces:dict, # family -> Space
     ):
         parameters, self.spaces = {'family': Categorical(list(spaces))}, dict(spaces)
-        self.columns = {} # family -> name of each of its columns, in the order of its parameters
+        columns = {} # family -> name of each of its columns, in the order of its parameters
         for family, space in self.spaces.items():
             column = lambda name, p: name if parameters.get(name, p) == p else f'{family}: {name}'
             named = {column(name, p): p for name, p in space.items()}
             parameters |= named
-            self.columns[family] = [*named]
+            columns[family] = [*named]
         super().__init__(parameters)
+        self.positions = {family: [[*self].index(c) for c in own] for family, own in columns.items()} # in a point
         self.neutral = np.array([0. if isinstance(p, Categorical) else .5 for p in self.values()])
-
-    def positions(self, family:str) -> list: # of its columns
-        "Where a family's parameters stand in a point."
-        names = [*self]
-        return [names.index(column) for column in self.columns[family]]
 
     def encode(self, configuration:dict) -> np.ndarray: # (d,)
         "The point of a configuration of one of the families."
         family, point = configuration['family'], self.neutral.copy()
         point[0] = self['family'].encode(family)
-        point[self.positions(family)] = self.spaces[family].encode(configuration['configuration'])
+        point[self.positions[family]] = self.spaces[family].encode(configuration['configuration'])
         return point
 
     def decode(self, point) -> dict: # family, configuration
         "The configuration at a point."
         family = self['family'].decode(float(point[0]))
-        own = [point[i] for i in self.positions(family)]
+        own = [point[i] for i in self.positions[family]]
         return dict(family=family, configuration=self.spaces[family].decode(own))
 
     def inactive(self, family:str) -> dict: # position -> value
         "The family's coordinate, and those of the columns that it does not have."
-        point, own = self.neutral.copy(), self.positions(family)
+        point, own = self.neutral.copy(), self.positions[family]
         point[0] = self['family'].encode(family)
         return {i: float(u) for i, u in enumerate(point) if i not in own}
 

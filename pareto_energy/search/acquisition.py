@@ -193,7 +193,7 @@ def _enumerate_families(space): # a `JointSpace`
 def _in_joint_space(space, family, points):
     whole = torch.zeros(len(points), len(space), dtype=torch.double)
     for i, value in space.inactive(family).items(): whole[:, i] = value
-    whole[:, space.positions(family)] = points
+    whole[:, space.positions[family]] = points
     return whole
 
 def _argmax(acquisition): # (d,) encoded configuration
