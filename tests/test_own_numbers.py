@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,6 +97,32 @@ def test_a_process_that_ends_while_it_is_looked_for_is_counted(monkeypatch):
     monkeypatch.setattr(meter, '_ended_seconds', lambda: next(ended))
     monkeypatch.setattr(meter, 'has_children', lambda: False)
     assert meter.descendants_seconds() == .5
+
+
+BURNS = 'import time\nwhile time.process_time() < .3: pass\nprint(flush=True)\ninput()'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='lists of children are of Linux')
+def test_a_thread_that_ends_while_children_are_looked_for_hides_none(monkeypatch):
+    from pareto_energy.energy import meter
+    list_folder = os.listdir
+    ended_thread = lambda path: ['4194305', *list_folder(path)] if str(path).endswith('/task') else list_folder(path)
+    monkeypatch.setattr(meter.os, 'listdir', ended_thread)
+    before = meter.descendants_seconds()
+    with subprocess.Popen([sys.executable, '-c', BURNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert meter.descendants_seconds() - before > .25
+        child.communicate(b'\n')
+    assert meter.descendants_seconds() - before > .25
+
+
+def test_a_process_that_changes_its_parent_meanwhile_is_counted(monkeypatch):
+    from pareto_energy.energy import meter
+    child = SimpleNamespace(cpu_times=lambda: (.5, .25, 0., 0.))
+    found = iter([[], [child], [child], [child]]) # the first search missed it
+    monkeypatch.setattr(meter, '_ended_seconds', lambda: 1.)
+    monkeypatch.setattr(meter, '_descendants', lambda: next(found))
+    assert meter.descendants_seconds() == 1.75
 
 
 WANDERS = '''
@@ -303,6 +330,7 @@ def test_a_module_that_is_edited_while_its_study_runs_stops_it(tmp_path):
     script = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from pareto_energy import Study
 import mine
 study = Study(mine.loop, dict(x=(0., 1.)), 'edited', trials=3, n_initial=3, epochs=1, fresh_seeds=1, meter='simulated', deadline=60., max_seconds=1.)

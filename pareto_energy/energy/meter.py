@@ -220,16 +220,20 @@ def has_children() -> bool: # always True where the system has no quick answer
 @cache
 def _has_children_lists(): return Path(f'/proc/self/task/{threading.get_native_id()}/children').exists() # Linux
 
+_ENDED = FileNotFoundError, ProcessLookupError, PermissionError # what Linux says of a process that has ended
+
 def _children_of(number):
-    "Numbers of the children of a process; none where it has ended."
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        lists = [Path(f'/proc/{number}/task/{thread}/children') for thread in os.listdir(f'/proc/{number}/task')]
-        return [int(child) for path in lists for child in path.read_text().split()]
-    return []
+    "Numbers of the children of a process, thread by thread; none of a thread or a process that has ended."
+    threads, children = [], []
+    with suppress(*_ENDED): threads = os.listdir(f'/proc/{number}/task')
+    for thread in threads:
+        with suppress(*_ENDED): children += Path(f'/proc/{number}/task/{thread}/children').read_text().split()
+    return [int(child) for child in children]
 
 def _descendants():
     "The descendants that live, or are not waited for; without a search through all processes where that can be had."
     import psutil
+    if not has_children(): return []
     if not _has_children_lists(): return psutil.Process().children(recursive=True)
     found, generation = [], _children_of(os.getpid())
     while generation:
@@ -238,14 +242,20 @@ def _descendants():
         generation = [child for number in generation for child in _children_of(number)]
     return found
 
+MAX_READINGS = 100 # where processes come and go all the time
+
 def descendants_seconds() -> float: # CPU-seconds
     "CPU time of the descendants, both those that have ended and those that live."
     import psutil
-    while True:
+    readings = []
+    while len(readings) < MAX_READINGS:
         ended, live = _ended_seconds(), 0.
-        for child in _descendants() if has_children() else ():
+        children = _descendants()
+        for child in children:
             with suppress(psutil.NoSuchProcess): live += sum(child.cpu_times()[:4])
-        if _ended_seconds() == ended: return ended + live # else a child has ended meanwhile
+        readings.append(ended + live)
+        if _descendants() == children and _ended_seconds() == ended: break
+    return max(readings) # a child that ends or changes its parent meanwhile is missing from a reading
 
 def _ended_seconds():
     times = os.times()
