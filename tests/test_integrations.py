@@ -268,6 +268,18 @@ def test_mlflow_keeps_each_trial_with_its_trajectory(tmp_path, monkeypatch):
     assert mlflow.active_run() is None
 
 
+def test_wandb_keeps_each_trial_in_files_of_its_own(tmp_path, monkeypatch):
+    need('wandb')
+    from pareto_energy.report.export import log_to_wandb
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    trials = made_up_trials()
+    log_to_wandb([trials[0], trials[-1]], 'energy', folder=tmp_path)
+    runs = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
+    assert len(runs) == 2 and all(run.stat().st_size for run in runs)
+    recorded = b''.join(run.read_bytes() for run in runs)
+    for text in (trials[0].name, trials[-1].name, 'joules', 'utility', 'too wide', 'simulated'): assert text.encode() in recorded
+
+
 def test_hugging_face_reads_the_emissions_of_a_card():
     need('huggingface_hub')
     from huggingface_hub import ModelCard
