@@ -721,7 +721,7 @@ def export(
     path: Annotated[Path, typer.Option(help='The file; by default beside the log of the study.')] = None,
     country: Annotated[str, typer.Option(help='Whose electricity: ISO code of three letters.')] = 'GBR',
     intensities: Annotated[Path, typer.Option(exists=True, dir_okay=False, help=INTENSITIES_HELP)] = None,
-    started: Annotated[str, typer.Option(help='When the study began, in those intensities; by default their mean.')] = None,
+    started: Annotated[str, typer.Option(help='When the study began; by default the mean intensity counts.')] = None,
     predictions: Annotated[float, typer.Option(help="In a model's life, for the card.")] = 1e6,
     embodied: Annotated[float, typer.Option(help=EMBODIED_HELP)] = 0.,
     lifespan: Annotated[float, typer.Option(help='Of the hardware, in years.')] = 4.,
@@ -732,8 +732,9 @@ def export(
     from pareto_energy.report.export import FORMATS, CarbonSettings, export as write
     with exit_on_error(2):
         lookup(to, FORMATS, 'format')
-        carbon = CarbonSettings(country=country, intensities=intensities and read_intensities(intensities), started=started,
-            predictions=predictions, hardware=Hardware(embodied, lifespan_years=lifespan, share=reserved))
+        carbon = CarbonSettings(country=country, intensities=intensities and read_intensities(intensities),
+            started=started, predictions=predictions,
+            hardware=Hardware(embodied, lifespan_years=lifespan, share=reserved))
         study = study_name(study)
         if not (study_path(study)/'trials.jsonl').exists():
             raise FileNotFoundError(f'No trials in {study_path(study)}: run the study first, with pareto-energy run '

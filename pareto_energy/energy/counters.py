@@ -255,7 +255,7 @@ def gpu_counters(
     if not others: return counters, None
     for c in counters: c.source = 'gpu_shared'
     listed = '; '.join(f"{name}: process {' and '.join(map(str, sorted(found)))}" for name, found in others.items())
-    return counters, f'other programs compute on the GPU ({listed}), and their joules are in its counter: end them first'
+    return counters, f'other programs compute on the GPU ({listed}), and its counter has their joules: end them first'
 
 def _without_second_dies(counters): # of AMD's dual-die cards
     seconds = [c for c in counters if getattr(c.device, '_known_zero_energy_counter', False) and c.device.gpu_index % 2]
@@ -426,20 +426,36 @@ def _read_often(meter, period): # a weak reference; seconds
         del owner
         time.sleep(period)
 
+# %% ../../nbs/12_energy.counters.ipynb #e045w
+class _GpuWatch(Meter):
+    "Which GPUs of the machine this program uses."
+    def __init__(self, device, gpus): # names of those that are read
+        self.device, self.gpus = device, gpus
+        self.all_gpus = find_gpus()
+        self.gpu_processes, self.watched_at = set(), -math.inf
+
+    def watch_gpus(self):
+        "See who computes on which GPU, at most once in a second."
+        if not self.all_gpus or time.monotonic() - self.watched_at < 1.: return
+        self.watched_at = time.monotonic()
+        self.gpu_processes |= gpus_at_work(self.all_gpus)
+
+    def idle_gpus(self): # of all GPUs, those that this program has not used; none before it has used one
+        if self.device != 'all': return set()
+        used = {name for name, _ in self.gpu_processes} | set(allocated_bytes())
+        return self.gpus - used if used & self.gpus else set()
+
 # %% ../../nbs/12_energy.counters.ipynb #e045
-class CodeCarbonMeter(Meter):
+class CodeCarbonMeter(_GpuWatch):
     "The best counters of the machine, else CPU time."
     def __init__(self,
         device:str='cpu', # what trains, as in `energy.meter.device_names`
         watts:float|None=None, # of a busy hardware thread; None for `watts_per_thread()`
         powercap:Path=_POWERCAP, # the folder of RAPL's domains
     ):
-        self.device = device
         self.watts = watts or watts_per_thread()
         self.counters, self.missing = _find_counters(self.watts, device, powercap)
-        self.gpus = {c.name for c in self.counters if hasattr(c, 'name')}
-        self.all_gpus = find_gpus()
-        self.gpu_processes, self.watched_at = set(), -math.inf
+        super().__init__(device, {c.name for c in self.counters if hasattr(c, 'name')})
         self.sources = {c.component: c.source for c in self.counters}
         self.reader = None # thread that reads RAPL's registers before they wrap around
         self.begin()
@@ -448,7 +464,8 @@ class CodeCarbonMeter(Meter):
     def machine_id(self):
         "The fingerprint of the machine, with the GPU that trains."
         names = [c.device._gpu_name for c in self.counters if hasattr(c, 'device')]
-        return machine_id(' + '.join(f'{names.count(n)} × {n}' if names.count(n) > 1 else n for n in dict.fromkeys(names)))
+        several = lambda name: f'{names.count(name)} × {name}' if names.count(name) > 1 else name
+        return machine_id(' + '.join(map(several, dict.fromkeys(names))))
 
     @property
     def update_period(self):
@@ -461,12 +478,6 @@ class CodeCarbonMeter(Meter):
         synchronize(self.device)
         self.watch_gpus()
 
-    def watch_gpus(self):
-        "See who computes on which GPU, at most once in a second."
-        if not self.all_gpus or time.monotonic() - self.watched_at < 1.: return
-        self.watched_at = time.monotonic()
-        self.gpu_processes |= gpus_at_work(self.all_gpus)
-
     def begin(self):
         self._keep_reading()
         self.start, self.began = [c.read() for c in self.counters], time.perf_counter()
@@ -475,14 +486,9 @@ class CodeCarbonMeter(Meter):
     def end(self):
         joules = [c.read() - start for c, start in zip(self.counters, self.start)]
         _check_moved(self.counters, joules, time.perf_counter() - self.began)
-        totals, idle = dict.fromkeys(self.sources, 0.), self._idle_gpus()
+        totals, idle = dict.fromkeys(self.sources, 0.), self.idle_gpus()
         for c, j in zip(self.counters, joules): totals[c.component] += j*(getattr(c, 'name', None) not in idle)
         return totals
-
-    def _idle_gpus(self): # of all GPUs, those that this program has not used; none before it has used one
-        if self.device != 'all': return set()
-        used = {name for name, _ in self.gpu_processes} | set(allocated_bytes())
-        return self.gpus - used if used & self.gpus else set()
 
     def _keep_reading(self):
         "Read registers that wrap around in the background; begin afresh where nobody has."
@@ -566,16 +572,17 @@ class GpuLimits:
         counters = getattr(getattr(meter, 'meter', meter), 'counters', []) # a calibrated meter has another inside
         self.devices = [c.device for c in counters if c.source in ('nvml', 'gpu_shared') and not is_amd(c.device)]
         if not self.devices:
-            raise MeterError(f"{' and '.join(GPU_SETTINGS)} are settings of NVIDIA's GPUs, and here {meter.device} trains: "
-                'leave them out of the space, or search them on a GPU.')
+            raise MeterError(f"{' and '.join(GPU_SETTINGS)} are settings of NVIDIA's GPUs, and {meter.device} trains "
+                'here: leave them out of the space, or search them on a GPU.')
         self.watts = [self._call('nvmlDeviceGetPowerManagementLimit', d) for d in self.devices] # milliwatts, as before
 
     def _call(self, function, device, *args):
         import pynvml
         try: return getattr(pynvml, function)(device.handle, *args)
         except pynvml.NVMLError as e:
-            raise MeterError(f'NVML refuses {function[len("nvmlDevice"):]}{args} on GPU {device.gpu_index} ({e}): power '
-                'limits and clocks need an administrator (sudo) and a GPU that has them; else leave '
+            name = function.removeprefix('nvmlDevice')
+            raise MeterError(f'NVML refuses {name}{args} on GPU {device.gpu_index} ({e}): power limits and clocks need '
+                'an administrator (sudo) and a GPU that has them; else leave '
                 f"{' and '.join(GPU_SETTINGS)} out of the space.") from e
 
     def set(self,
@@ -705,12 +712,12 @@ def _rapl_remarks(root):
         name = _text(folder, 'name')
         if name == 'psys': yield f'{folder.name} is psys, the whole platform: it contains the CPU, and does not count.'
         if _component(name) and not (folder/'max_energy_range_uj').exists():
-            yield (f'{folder.name} has no max_energy_range_uj: when its counter wraps around, the study stops and has to '
-                'be started again.')
+            yield (f'{folder.name} has no max_energy_range_uj: when its counter wraps around, the study stops and has '
+                'to be started again.')
 
 _PLATFORMS = dict(
     Darwin='On a Mac the power of the chip is sampled with powermetrics once a second, and needs the right to run it.',
-    Windows="On Windows the CPU's counter is the Energy Meter Interface, which bare machines with Windows 10 or later have.")
+    Windows="On Windows the CPU's counter is the Energy Meter Interface, which bare machines have from Windows 10 on.")
 
 def host_remarks(
     root:Path=Path('/'), # of the system's files
@@ -753,8 +760,8 @@ def fit_watts(
     import numpy as np
     table = np.asarray(readings, float)
     if table.ndim != 2 or table.shape[1:] != (3,) or len(table) < 3 or np.linalg.matrix_rank(table[:, :2]) < 2:
-        raise ValueError('fit_watts needs at least three readings (CPU-seconds, seconds, joules) with different numbers '
-            'of busy threads.')
+        raise ValueError('fit_watts needs at least three readings (CPU-seconds, seconds, joules) with different '
+            'numbers of busy threads.')
     x, joules = table[:, :2], table[:, 2]
     (watts, idle), *_ = np.linalg.lstsq(x, joules, rcond=None)
     variance = ((joules - x @ [watts, idle])**2).sum()/(len(table) - 2)

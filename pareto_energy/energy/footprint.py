@@ -111,8 +111,8 @@ def read_intensities(
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(f'{path} is no CSV ({e}): it needs the columns time and g_per_kwh.') from e
     if missing := [c for c in _INTENSITY_COLUMNS if c not in table]:
-        raise ValueError(f"{path} lacks the column {missing[0]}: it has {', '.join(table)}. Each line needs a time stamp "
-            'and grams of CO2 equivalent a kilowatt-hour.')
+        raise ValueError(f"{path} lacks the column {missing[0]}: it has {', '.join(table)}. Each line needs a time "
+            'stamp and grams of CO2 equivalent a kilowatt-hour.')
     times = pd.to_datetime(table.time, errors='coerce', utc=True, format='ISO8601').dt.tz_localize(None)
     values = pd.to_numeric(table.g_per_kwh, errors='coerce')
     _check_lines(path, table, times, values)
@@ -131,7 +131,7 @@ def _check_lines(path, table, times, values):
         line = int(wrong.to_numpy().argmax())
         raise ValueError(f'{path}, line {line + 2}: {column} must be {expected}, not {table[column].iloc[line]!r}.')
     if values.max() < 2:
-        raise ValueError(f'{path} holds at most {values.max():g} g/kWh: it seems to be in kilograms; multiply by 1,000.')
+        raise ValueError(f'{path} holds at most {values.max():g} g/kWh, as if in kilograms: multiply by 1,000.')
 
 # %% ../../nbs/14_energy.footprint.ipynb #s02
 SECONDS_PER_YEAR = 365.25*86400

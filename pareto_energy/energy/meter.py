@@ -72,7 +72,8 @@ def measured_share(
 ) -> float: # from 0 to 1; nan for 0 J
     "Share of the joules that counters measured."
     total = math.fsum(joules.values())
-    return math.fsum(j for c, j in joules.items() if SOURCES[sources[c]].label == 'measured')/total if total else math.nan
+    measured = math.fsum(j for c, j in joules.items() if SOURCES[sources[c]].label == 'measured')
+    return measured/total if total else math.nan
 
 def label_text(
     label:str, # of the energy, as it is logged

@@ -261,7 +261,7 @@ TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=i
     label=str, machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=NUMBER, fresh_seed=int, after=int,
     joules=NUMBER, se=NUMBER, repeats=int, gain=NUMBER, cost=NUMBER)
 START_FIELDS = ('configuration', 'origin', 'label', 'machine_id') # of a trial's start
-READING_FIELDS = ('after', 'joules', 'se', 'repeats') # and device, where the calibration workload ran on another than the CPU
+READING_FIELDS = ('after', 'joules', 'se', 'repeats') # and device, where a calibration did not run on the CPU
 FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'),
     retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), search_end=('gain', 'cost', 'joules'),
     calibration=READING_FIELDS, idle=READING_FIELDS)

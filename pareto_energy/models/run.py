@@ -162,7 +162,8 @@ def measure_predictions(
         max_seconds=max(min(_MAX_READING_SECONDS, seconds), five_batches), warm_up=1, size=predictor.work)
     spent = reading.joules*predictor.batch/1000*(reading.repeats + 2) # with the batch that was timed, and the warm-up
     share = reading.measured_share
-    return dict(joules=reading.joules, se=reading.se, spent=spent) | (dict(measured_share=share) if 0 < share < 1 else {})
+    of_share = dict(measured_share=share) if 0 < share < 1 else {}
+    return dict(joules=reading.joules, se=reading.se, spent=spent) | of_share
 
 # %% ../../nbs/23_models.run.ipynb #i02
 class NotDeployed(Exception):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['trials_table', 'emissions_table', 'emissions_block', 'from_distributions', 'to_optuna', 'to_ax', 'log_to_mlflow',
-           'log_to_wandb', 'export']
+           'export']
 
 # %% ../../nbs/66_report.export.ipynb #imp
 import warnings
@@ -303,9 +303,9 @@ def _cards(study, trials, label, carbon):
     for name, rows in table[table.on_front].groupby('dataset', sort=False):
         of_dataset = [t for t in trials if t.dataset == name]
         for _, row in rows.iterrows():
-            record, seconds = carbon_record(row, of_dataset, carbon), row.get('training', row.joules)/_median_watts(of_dataset)
+            seconds = row.get('training', row.joules)/_median_watts(of_dataset)
             block = emissions_block(row, label=label, machine=trials[0].machine_id, country=carbon.country,
                 intensity=carbon.intensity(seconds))
-            block += yaml.safe_dump(dict(carbon=record), sort_keys=False)
+            block += yaml.safe_dump(dict(carbon=carbon_record(row, of_dataset, carbon)), sort_keys=False)
             cards.append(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n{block}')
     return '\n'.join(cards)

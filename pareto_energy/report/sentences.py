@@ -16,9 +16,10 @@ from ..energy.meter import MEASURED_SHARE, SOURCES
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
 from ..front.log import KEY, TRAINING, EnergyObjective
 from ..front.pareto import pareto_front, trajectory_points
-from .tables import (
-    allowed_losses, break_even_table, energy_breakdown, energy_label, family_allocation, format_interval, format_rounded,
-    has_clear_gain, has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front, savings, savings_within)
+from pareto_energy.report.tables import (
+    allowed_losses, break_even_table, energy_breakdown, energy_label, family_allocation, format_interval,
+    format_rounded, has_clear_gain, has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front,
+    savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
 def drift_sentence(
@@ -48,7 +49,7 @@ def label_sentence(
     by = lambda is_measured: ' and '.join(f'{s} ({c})' for c, s in sources.items()
         if (SOURCES[s].label == 'measured') == is_measured)
     share = re.search(r'(\d+) % measured', label)[1]
-    remark = '' if label.startswith(share) else f' That is below the {100*threshold:g} % from which energy is called measured.'
+    remark = '' if label.startswith(share) else f' Energy is called measured from {100*threshold:g} % on.'
     return (f'{by(True)} measured {share} % or more of the joules of each trial, and the rest is an estimate: '
         f'{by(False)}.{remark}')
 

@@ -78,7 +78,7 @@ class TrainingSettings:
     "How a study trains and measures one trial."
     meter: str = setting('a name in energy.counters.METERS', _one_of(METERS, 'meter'), 'codecarbon')
     device: str = setting(
-        'what trains: cpu, mps, cuda, cuda:1; for loops and commands of your own several, as in cuda:0,cuda:1, or all',
+        'what trains: cpu, mps, cuda, cuda:1; for loops and commands of your own also cuda:0,cuda:1 or all',
         _anything, 'cpu')
     components: list|None = setting(
         'that count in the energy: cpu, gpu, ram; none: all that are read',

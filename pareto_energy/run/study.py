@@ -666,7 +666,8 @@ def _kept_gpu_limits(study):
 def _values_in(space, name):
     p = space.get(name)
     if p is None: return [space.fixed[name]] if name in space.fixed else []
-    if not p.system: raise ValueError(f'{name} changes joules alone: declare it so, as in Ordinal([300, 500], system=True).')
+    if not p.system:
+        raise ValueError(f'{name} changes joules alone: declare it so, as in Ordinal([300, 500], system=True).')
     return getattr(p, 'options', None) or [p.low, p.high]
 
 def _run_rest(study, join, client, watch, workers):

@@ -120,7 +120,8 @@ def train_trial(
     try:
         with gpu_limits(measurement.metered, trial.configuration):
             run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
-                repeats=measurement.repeats, target_rel_se=measurement.target_rel_se, max_seconds=measurement.max_seconds,
+                repeats=measurement.repeats, target_rel_se=measurement.target_rel_se,
+                max_seconds=measurement.max_seconds,
                 deadline=measurement.deadline or math.inf, should_continue=_stopping_rule(search, trial, earlier),
                 grid=tuple(epoch_grid(search.epochs)), **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
@@ -155,8 +156,8 @@ def retrain(
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
     try:
         with gpu_limits(measurement.metered, trial.configuration):
-            run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered, repeats=1,
-                test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
+            run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered,
+                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
     except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
     reached = run.epochs[-1] if run.epochs else len(run.utility)
     optional = dict(test=run.test, inference=run.inference.get('joules'), deployments=run.deployments or None,
