@@ -217,7 +217,10 @@ def find_gpus() -> list: # of CodeCarbon's devices, in the order of their slots:
     "The GPUs of this machine."
     load_codecarbon()
     from codecarbon.core.gpu import AllGPUDevices
-    found = AllGPUDevices().devices
+    from codecarbon.external.logger import logger
+    logger.disabled = True # CodeCarbon logs the lack of a GPU as an error
+    try: found = AllGPUDevices().devices
+    finally: logger.disabled = False
     of_nvidia = [d for d in found if not is_amd(d)]
     return sorted(of_nvidia or found, key=lambda d: d.gpu_index)
 
@@ -580,8 +583,8 @@ class GpuLimits:
         import pynvml
         try: return getattr(pynvml, function)(device.handle, *args)
         except pynvml.NVMLError as e:
-            name = function.removeprefix('nvmlDevice')
-            raise MeterError(f'NVML refuses {name}{args} on GPU {device.gpu_index} ({e}): power limits and clocks need '
+            name, listed = function.removeprefix('nvmlDevice'), ', '.join(map(str, args))
+            raise MeterError(f'NVML refuses {name}({listed}) on GPU {device.gpu_index} ({e}): power limits and clocks need '
                 'an administrator (sudo) and a GPU that has them; else leave '
                 f"{' and '.join(GPU_SETTINGS)} out of the space.") from e
 
@@ -602,6 +605,7 @@ class GpuLimits:
             if 'gpu_power_limit' in names: self._call('nvmlDeviceSetPowerManagementLimit', device, watts)
             if 'gpu_clock' in names: self._call('nvmlDeviceResetGpuLockedClocks', device)
 
+# %% ../../nbs/12_energy.counters.ipynb #p02b
 @contextmanager
 def gpu_limits(
     meter:Meter, # that reads the GPUs
