@@ -327,7 +327,8 @@ class Repeats:
         self.laps = [] # of all repeats
         self.laps_per_run = 1 if trainer.one_lap else epochs
         self.before = system_snapshot()
-        self.gpu_bytes, self.gpu_processes = allocated_bytes(), set()
+        self.gpu_bytes = allocated_bytes()
+        self.gpu_processes = set() # at work before the run
 
     def until_precise(self,
         window, # of a meter
@@ -335,7 +336,7 @@ class Repeats:
     ): # the last model
         "Repeat the run until its joules are precise."
         window.exclude()
-        start, self.gpu_processes = time.perf_counter(), set(window.meter.gpu_processes)
+        start = time.perf_counter()
         while self._needs_repeat(settings, start, window): model = self._run_once(window)
         return model
 
@@ -523,6 +524,7 @@ def run_trainer(
     Raises: `TrainingFailed` where the training raises an exception, and `MeterError` where the meter does."""
     rule = StoppingRule(settings.deadline, settings.should_continue)
     repeats = Repeats(trainer, epochs, stopping_rule=rule, stop_after=settings.stop_after)
+    repeats.gpu_processes = set(meter.gpu_processes)
     trainer.grid = settings.grid if settings.deployments else None
     with fail_training(repeats), _spare_existing_objects(meter):
         with meter.window(settings.target_rel_se) as window:
