@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import CountingMeter, need
+from conftest import CountingMeter, need, wait_until
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.energy.counters import open_meter
@@ -274,10 +274,10 @@ def test_wandb_keeps_each_trial_in_files_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     trials = made_up_trials()
     log_to_wandb([trials[0], trials[-1]], 'energy', folder=tmp_path)
-    runs = sorted(tmp_path.glob('wandb/offline-run-*/*.wandb'))
-    assert len(runs) == 2 and all(run.stat().st_size for run in runs)
-    recorded = b''.join(run.read_bytes() for run in runs)
-    for text in (trials[0].name, trials[-1].name, 'joules', 'utility', 'too wide', 'simulated'): assert text.encode() in recorded
+    found = lambda: b''.join(run.read_bytes() for run in tmp_path.glob('wandb/offline-run-*/*.wandb')) # written in the background
+    texts = [text.encode() for text in (trials[0].name, trials[-1].name, 'joules', 'utility', 'too wide', 'simulated')]
+    wait_until(lambda: all(text in found() for text in texts), 'the runs of Weights & Biases')
+    assert len([*tmp_path.glob('wandb/offline-run-*')]) == 2
 
 
 def test_hugging_face_reads_the_emissions_of_a_card():

@@ -327,8 +327,7 @@ class Repeats:
         self.laps = [] # of all repeats
         self.laps_per_run = 1 if trainer.one_lap else epochs
         self.before = system_snapshot()
-        self.gpu_bytes = allocated_bytes()
-        self.gpu_processes = set() # at work before the run
+        self.gpu_bytes, self.gpu_processes = allocated_bytes(), set() # before the run
 
     def until_precise(self,
         window, # of a meter

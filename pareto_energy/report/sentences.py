@@ -82,7 +82,7 @@ def energy_time_sentence(
     r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
     low, high = np.tanh(np.arctanh(min(r, 1 - 1e-12)) + np.array([-1, 1])*_Z95/math.sqrt(max(len(runs) - 3, 1e-9)))
     if low > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
-    elif all(run['sources'].get('cpu') == 'cpu_time' for run in runs):
+    elif all({s for s in run['sources'].values() if s != 'constant'} == {'cpu_time'} for run in runs):
         verdict = ('energy is estimated from CPU time here, so the difference says how runs waited, not what power '
             'they took')
     elif high < _TIME_CORRELATION: verdict = 'energy is more than time'

@@ -266,8 +266,7 @@ def _suggestion(measurement, search, place, earlier):
     return (dataset, family, strategy, seed, number), configuration, origin
 
 def _of_dead_worker(study, error):
-    "What is logged of it; the GPUs are set back, which it could not do."
-    if study.limits: study.limits.restore()
+    if study.limits: study.limits.restore() # which it could not do
     return dict(reason=error.reason, spent=error.spent)
 
 def _training(study, log, key, search, earlier):
