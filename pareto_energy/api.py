@@ -17,7 +17,7 @@ from .core import lookup, study_path, use_theme, write_text
 from .models.data import constant_utility, load_dataset, metric_label
 from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
-from .models.families import SPACES, family_space, supports
+from .models.families import EXTRA_FAMILIES, all_spaces, family_space, supports
 from .models.custom import check_loop, fingerprint, loop_name, names_of_code, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
@@ -266,6 +266,7 @@ def _train_own(
 
     Raises: ValueError where another process has imported another version of the loop."""
     if family not in loops: return train_family(name, family, configuration, *args, folder=folder, **kwargs)
+    kwargs.pop('keep', None) # a loop of one's own keeps its weights itself
     loop = loops[family]
     if prints['process'] != os.getpid() and getattr(loop, '__module__', '__main__') != '__main__':
         if fingerprint(loop, prints['version']) != prints[family]:
@@ -337,7 +338,7 @@ def _warn_of_weights(loops, data):
             warnings.warn(f"{name} does not read data.weights, so the weights of the rows do not count in it: let it "
                 'use data.weights[part] in its loss and its utility.')
 
-def _models_of_data(models, ranges, data):
+def _models_of_data(models, ranges, data, pretrained=None):
     "Loops by their names, and the space of each model, on data."
     if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
     if isinstance(models, dict): models = list(models.values())
@@ -347,12 +348,13 @@ def _models_of_data(models, ranges, data):
     for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
     _warn_of_weights(loops, data)
     for family in families:
-        lookup(family, SPACES, 'family')
+        lookup(family, [*all_spaces()], 'family')
         if not supports(family, data):
             raise ValueError(f'{family} does not serve {data.name} ({data.modality}, {data.task}): '
-                f"choose from {', '.join(f for f in SPACES if supports(f, data))}.")
+                f"choose from {', '.join(f for f in all_spaces() if supports(f, data))}.")
+        if family in EXTRA_FAMILIES: EXTRA_FAMILIES[family].load()
     for name in ranges: lookup(name, [*families, *loops], 'model')
-    spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality) for f in families}
+    spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality, pretrained) for f in families}
     return loops, spaces | _own_spaces(loops, {name: ranges[name] for name in loops if name in ranges})
 
 # %% ../nbs/70_api.ipynb #f11
@@ -536,7 +538,8 @@ class Study(FromSearches, OwnStudy):
         else:
             column = dict(target=target) if target else {}
             self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **column)
-            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
+            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data,
+                pretrained=settings.get('pretrained'))
             metric = metric_label(self.own_data, utility)
         self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
         self.metric, self.version = _as_metric(metric or 'accuracy'), version
