@@ -23,6 +23,7 @@ from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import (
     ALL_FAMILIES, EnergyObjective, Metric, RefPoint, active_writers, is_joint, read_study, read_trials)
+from .front.models import KeptModel, load_model, model_folder
 from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
 from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
@@ -118,6 +119,18 @@ class Results:
         Raises: ValueError for a rule that is none."""
         groups = self.front.groupby('dataset', sort=False)
         return [recommendation_sentence(name, rows, Rule(**rule)) for name, rows in groups]
+
+    def best(self,
+        dataset:str|None=None, # where the study has several
+        **rule, # within, utility_at_least or energy_at_most; none: the knee
+    ) -> KeptModel: # with predict, scores and record
+        """The model that `recommend` names, ready to predict, where the study kept its models.
+
+        Raises: ValueError for a rule that is none, FileNotFoundError where the model was not kept."""
+        groups = dict([*self.front.groupby('dataset', sort=False)])
+        if dataset is None and len(groups) > 1: raise ValueError(f"Name one of the datasets {', '.join(groups)}.")
+        row = Rule(**rule).choose(groups[lookup(dataset or next(iter(groups)), [*groups], 'dataset')])
+        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs))
 
     @property
     def chart(self):

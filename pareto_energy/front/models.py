@@ -6,7 +6,7 @@
 __all__ = ['KeptModel', 'load_model']
 
 # %% ../../nbs/32_front.models.ipynb #imp
-import json
+import json, re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +67,28 @@ def add_to_record(
     if not path.exists(): return
     record = json.loads(path.read_text(encoding='utf-8'))
     write_text(path, json.dumps(record | facts, indent=1, ensure_ascii=False) + '\n')
+
+# %% ../../nbs/32_front.models.ipynb #k01
+def model_folder(
+    study:Path, # folder of a study
+    trial:str, # its name
+    epoch, # where it touches the front
+) -> Path: # which may not exist
+    "Where a model of a front is kept."
+    return study/'models'/f"{re.sub(r'[^.0-9A-Za-z_-]', '-', trial)}-epoch-{epoch}"
+
+def kept_models(
+    study:Path, # folder of a study
+): # a DataFrame: family, epoch, utility (validation part), test, joules of its training, and the folder
+    """The models that a study has kept, the cheapest first.
+
+    Raises: `FileNotFoundError` where it has kept none."""
+    import pandas as pd
+    records = {path.parent: json.loads(path.read_text(encoding='utf-8')) for path in (study/'models').glob(f'*/{_RECORD}')}
+    if not records: raise FileNotFoundError(f"No models in {study/'models'}: a study keeps those of its front with keep='front'.")
+    names = 'dataset', 'family', 'epoch', 'utility', 'test', 'joules'
+    rows = [{name: record.get(name) for name in names} | dict(folder=str(folder)) for folder, record in records.items()]
+    return pd.DataFrame(rows).sort_values('joules', ignore_index=True)
 
 # %% ../../nbs/32_front.models.ipynb #l01
 @dataclass

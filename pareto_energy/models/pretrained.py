@@ -103,9 +103,10 @@ def _load_encoder(folder):
     "The model of a folder, none of whose parameters is trained, without dropout."
     config = check_encoder(folder)
     with _quiet_transformers():
+        from safetensors import SafetensorError
         from transformers import AutoModel
         try: encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as e:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
             raise ValueError(f'The model in {folder} cannot be loaded: {str(e).strip().splitlines()[0]}') from e
     if getattr(encoder, 'pooler', None) is not None: encoder.pooler = None
     if _layers_of(encoder, _depth(config)) is None:

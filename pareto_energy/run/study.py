@@ -23,7 +23,7 @@ from ..models.space import JointSpace
 from ..models.own_data import find_data
 from ..front.log import (ALL_FAMILIES, JOINT, MAX_ATTEMPTS, TRAINING, EnergyObjective, Metric, Origin,
     RefPoint, TrialLog, check_same_source, machine_readings, read_ref_points, read_trials)
-from ..front.models import check_keep
+from ..front.models import check_keep, model_folder
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, as_searched, sobol_strategy
 from ..search.acquisition import is_worthwhile
@@ -82,7 +82,7 @@ class _StudyFiles(StudySettings):
     def folder(self): return study_path(self.study, root=self.root)
 
     def model_folder(self, trial, epoch): # where a model of the front is kept
-        return self.folder/'models'/f"{trial.name.replace('/', '-').replace(' ', '-')}-epoch-{epoch}"
+        return model_folder(self.folder, trial.name, epoch)
 
     @property
     def log_path(self): return self.folder/'trials.jsonl'
