@@ -677,7 +677,7 @@ def datasets(
 
 @command('pareto-energy models mlp')
 def models(
-    name: Annotated[str, typer.Argument(help='A family, or a study that kept its models; all families by default.')] = None,
+    name: Annotated[str, typer.Argument(help='A family, or a study with kept models; all families by default.')] = None,
 ):
     "List the families of models, show the search space of one, or the models that a study has kept."
     import pandas as pd
@@ -694,10 +694,10 @@ def _families_table():
     import pandas as pd
     from pareto_energy.models.families import EXTRA_FAMILIES, FAMILIES, SPACES, SUPPORTED
     what = lambda build: re.split('[;,.]', build.__doc__)[0]
-    row = lambda f, about, modalities, space: dict(family=f, what=about, supports=', '.join(modalities), parameters=len(space))
+    def row(family, about, modalities, space):
+        return dict(family=family, what=about, supports=', '.join(modalities), parameters=len(space))
     rows = [row(f, what(build), SUPPORTED[f], space=SPACES[f]) for f, build in FAMILIES.items()]
-    rows += [row(f, f'pretrained; extra {extra.extra}', extra.modalities, space=extra.space) for f, extra in EXTRA_FAMILIES.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows + [row(f, e.about, e.modalities, space=e.space) for f, e in EXTRA_FAMILIES.items()])
 
 def _is_study(name):
     try: return (study_path(study_name(name))/'trials.jsonl').exists()
@@ -708,7 +708,8 @@ def _print_kept_models(study):
     with exit_on_error(2): table = kept_models(study_path(study))
     numbers = {name: table[name].map('{:.4g}'.format) for name in ('utility', 'test', 'joules')}
     folders = table.folder.map(lambda f: os.path.relpath(f))
-    print_table(table.assign(**numbers, folder=folders), f'{study}: models of the front', left=('dataset', 'family', 'folder'))
+    shown = table.assign(**numbers, folder=folders)
+    print_table(shown, f'{study}: models of the front', left=('dataset', 'family', 'folder'))
 
 # %% ../nbs/71_cli.ipynb #d04
 FORMAT_HELP = ('csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, '

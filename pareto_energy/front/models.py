@@ -29,12 +29,14 @@ def check_keep():
 def _trained_tensors(model):
     "Tensors by name, without the parameters that are not trained."
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items() if name not in frozen}
+    tensors = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
 def _describe_inputs(data):
     "What a model needs to know of its data."
     return dict(modality=data.modality, task=data.task, shape=list(data.shape), outputs=data.outputs,
-        vocabulary=data.vocabulary, columns=list(data.columns), labels=list(data.labels), target_scale=list(data.target_scale))
+        vocabulary=data.vocabulary, columns=list(data.columns), labels=list(data.labels),
+        target_scale=list(data.target_scale))
 
 def save_model(
     trainer, # a `models.training.FamilyTrainer`
@@ -84,8 +86,10 @@ def kept_models(
 
     Raises: `FileNotFoundError` where it has kept none."""
     import pandas as pd
-    records = {path.parent: json.loads(path.read_text(encoding='utf-8')) for path in (study/'models').glob(f'*/{_RECORD}')}
-    if not records: raise FileNotFoundError(f"No models in {study/'models'}: a study keeps those of its front with keep='front'.")
+    paths = (study/'models').glob(f'*/{_RECORD}')
+    records = {path.parent: json.loads(path.read_text(encoding='utf-8')) for path in paths}
+    if not records:
+        raise FileNotFoundError(f"No models in {study/'models'}: a study keeps those of its front with keep='front'.")
     names = 'dataset', 'family', 'epoch', 'utility', 'test', 'joules'
     rows = [{name: record.get(name) for name in names} | dict(folder=str(folder)) for folder, record in records.items()]
     return pd.DataFrame(rows).sort_values('joules', ignore_index=True)
@@ -130,7 +134,8 @@ class KeptModel:
     def _read_texts(self, texts):
         from pareto_energy.models.families import EXTRA_FAMILIES
         if self.record['family'] not in EXTRA_FAMILIES:
-            raise ValueError(f"{self.record['family']} was trained with numbers of words: give them as load_dataset has them.")
+            raise ValueError(f"{self.record['family']} was trained with numbers of words: give them as load_dataset has "
+                'them.')
         return EXTRA_FAMILIES[self.record['family']].load().read_texts(texts, self.record['configuration'])
 
     def _scores_of_trees(self, features):
@@ -142,14 +147,15 @@ def load_model(
 ) -> KeptModel:
     """A model of a front, ready to predict.
 
-    Raises: `FileNotFoundError` where none was kept, `ValueError` where a package is missing or the file does not fit."""
+    Raises: `FileNotFoundError` where none was kept, `ValueError` where a package is missing or a file does not fit."""
     folder = Path(folder)
     if not (folder/_RECORD).exists():
         raise FileNotFoundError(f"No model in {folder}: a study keeps those of its front with keep='front'.")
     check_keep()
     record = json.loads((folder/_RECORD).read_text(encoding='utf-8'))
     data = _empty_data(record)
-    return KeptModel(record, _load_trees(folder) if (folder/_TREES).exists() else _load_network(folder, record, data), data)
+    model = _load_trees(folder) if (folder/_TREES).exists() else _load_network(folder, record, data)
+    return KeptModel(record, model, data)
 
 def _empty_data(record):
     "A dataset of the shape of a model's inputs."
@@ -164,7 +170,8 @@ def _empty_data(record):
 def _load_network(folder, record, data):
     from safetensors.torch import load_file
     model, tensors = build_model(record['family'], record['configuration'], data), load_file(folder/_TENSORS)
-    expected = {*model.state_dict()} - {n for n, p in model.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    expected = {*model.state_dict()} - frozen
     if expected != {*tensors}:
         raise ValueError(f'{folder/_TENSORS} has other tensors than {record["family"]} with its configuration: '
             f'{sorted(expected ^ {*tensors})[0]} is in one of them alone.')

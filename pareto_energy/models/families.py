@@ -163,6 +163,7 @@ def _gbdt(config, data):
 class ExtraFamily:
     "A family that needs packages of an extra; its module is imported when it is first used."
     module: str # with build_model(configuration, data), a Trainer, and space_of(folder) where folders can be given
+    about: str # what it is
     extra: str # of this package, whose installation brings the packages
     packages: tuple # that the module imports
     modalities: tuple # that it supports
@@ -321,7 +322,8 @@ DEFAULTS = dict(
 
 # %% ../../nbs/22_models.families.ipynb #x01
 EXTRA_FAMILIES['minilm'] = ExtraFamily(
-    module='pareto_energy.models.pretrained', extra='pretrained', packages=('transformers', 'safetensors'),
+    module='pareto_energy.models.pretrained', about='A pretrained encoder, layers of which are trained',
+    extra='pretrained', packages=('transformers', 'safetensors'),
     modalities=('text',),
     space=Space(
         layers=Int(1, 6), trained=Int(0, 6), tokens=Int(16, 128, log=True), lr=Float(1e-5, 3e-3, log=True),
