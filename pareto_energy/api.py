@@ -67,8 +67,23 @@ def _use_validation_as_test(
             if 'skipped' not in d: d['test'] = d['utility'][-1]
     return _VALIDATION
 
+# %% ../nbs/70_api.ipynb #r01m
+class WithModels:
+    "Results whose models may have been kept."
+    def best(self,
+        dataset:str|None=None, # where the study has several
+        **rule, # within, utility_at_least or energy_at_most; none: the knee
+    ) -> KeptModel: # with predict, scores and record
+        """The model that `recommend` names, ready to predict, where the study kept its models.
+
+        Raises: ValueError for a rule that is none, FileNotFoundError where the model was not kept."""
+        groups = dict([*self.front.groupby('dataset', sort=False)])
+        if dataset is None and len(groups) > 1: raise ValueError(f"Name one of the datasets {', '.join(groups)}.")
+        row = Rule(**rule).choose(groups[lookup(dataset or next(iter(groups)), [*groups], 'dataset')])
+        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs))
+
 # %% ../nbs/70_api.ipynb #r02
-class Results:
+class Results(WithModels):
     "What a study has found."
     @property
     def trials_so_far(self): return list(read_trials(self.log_path).values())
@@ -119,18 +134,6 @@ class Results:
         Raises: ValueError for a rule that is none."""
         groups = self.front.groupby('dataset', sort=False)
         return [recommendation_sentence(name, rows, Rule(**rule)) for name, rows in groups]
-
-    def best(self,
-        dataset:str|None=None, # where the study has several
-        **rule, # within, utility_at_least or energy_at_most; none: the knee
-    ) -> KeptModel: # with predict, scores and record
-        """The model that `recommend` names, ready to predict, where the study kept its models.
-
-        Raises: ValueError for a rule that is none, FileNotFoundError where the model was not kept."""
-        groups = dict([*self.front.groupby('dataset', sort=False)])
-        if dataset is None and len(groups) > 1: raise ValueError(f"Name one of the datasets {', '.join(groups)}.")
-        row = Rule(**rule).choose(groups[lookup(dataset or next(iter(groups)), [*groups], 'dataset')])
-        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs))
 
     @property
     def chart(self):

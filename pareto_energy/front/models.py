@@ -108,9 +108,9 @@ class KeptModel:
         "The scores of examples."
         if not hasattr(self.model, 'state_dict'): return self._scores_of_trees(np.asarray(inputs))
         import torch
-        from pareto_energy.models.training import autocast_context, predict_scores
+        from pareto_energy.models.training import _autocast_context, predict_scores
         features = torch.from_numpy(self._features(inputs))
-        return predict_scores(self.model, features, autocast_context(self.record['configuration']))
+        return predict_scores(self.model, features, _autocast_context(self.record['configuration']))
 
     def predict(self,
         inputs, # as in `scores`
@@ -142,6 +142,7 @@ class KeptModel:
         if self.data.task == 'regression': return self.model.predict(features)[:, None]
         return np.log(np.maximum(self.model.predict_proba(features), 1e-12))
 
+# %% ../../nbs/32_front.models.ipynb #l01b
 def load_model(
     folder, # of a model that was kept, a path
 ) -> KeptModel:
