@@ -93,15 +93,15 @@ class ImprovementPerJoule:
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
         self.alpha = _cost_exponent(samples.search, trials)
-        self.front_cost, self.front_utility = self._front(trials)
+        search = samples.search
+        self.trained = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
+        self.lengths = torch.tensor([_trained_epochs(t, search) for t in trials]) # epochs of each of them
+        self.front_cost, self.front_utility = self._front()
 
-    def _front(self, trials):
+    def _front(self):
         "Cost and utility of the front's steps in each sample; the rest is at the reference point."
-        search = self.samples.search
-        x = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
-        lengths = torch.tensor([_trained_epochs(t, search) for t in trials])
-        trained = torch.tensor(self.samples.grid) <= lengths[:, None]
-        models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(x)]
+        trained = torch.tensor(self.samples.grid) <= self.lengths[:, None]
+        models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(self.trained)]
         energy, utility = (torch.cat(parts, -1) for parts in zip(*models))
         return _staircase(energy - self.ref_cost, utility - self.ref_utility)
 
@@ -131,8 +131,10 @@ class ImprovementPerJoule:
         return score - (self.alpha - base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()
 
     def scores(self, x): # (n, epochs of the grid)
-        "Scores of runs of each length."
-        return self.per_joule(*self.improvement(x))
+        "Scores of runs of each length; no run ends where its configuration was trained already."
+        same = (x[:, None] - self.trained).abs().amax(-1) < 1e-9
+        is_new = torch.tensor(self.samples.grid) > (same*self.lengths).amax(-1, keepdim=True)
+        return self.per_joule(*self.improvement(x)).where(is_new, -math.inf)
 
     @property
     def hypervolume(self): # of the front, mean over the samples
