@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
+from .energy.meter import MEASURED_SHARE
 from .models.data import constant_utility, load_dataset, metric_label
 from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
@@ -28,12 +29,12 @@ from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
 from .run.tasks import train_family
 from .run.study import FamilyStudy, StudyStopped, is_complete, pending_trials, run_study, total_joules
-from pareto_energy.report.tables import (
-    MetricScale, Rule, expected_returns, format_front, front_table, in_energy, no_front_message, retrained_points,
-    study_energy)
+from .report.tables import (
+    MetricScale, Rule, energy_label, expected_returns, format_front, front_table, in_energy, no_front_message,
+    retrained_points, study_energy)
 from .report.sentences import (
     REMARKS, break_even_sentence, conclusion_sentence, energy_time_sentence, expected_return_sentence,
-    other_energy_sentence, recommendation_sentence, savings_sentence)
+    label_sentence, other_energy_sentence, recommendation_sentence, savings_sentence)
 from .report.export import best_of_ax, from_ax_parameters, from_distributions
 
 # %% ../nbs/70_api.ipynb #p01
@@ -81,7 +82,11 @@ class Results:
     def has_front(self): return any('utility' in r for t in self.trials_so_far for r in t.retrained) # is there one?
 
     @property
-    def label(self): return self.measured_trials[0].label # of the energy
+    def label(self): # of the energy, with the share that was measured
+        return energy_label(self.measured_trials, self._threshold)
+
+    @property
+    def _threshold(self): return getattr(self, 'measured_share', MEASURED_SHARE) # which former studies do not name
 
     @property
     def front(self): # as in `report.tables.front_table`
@@ -108,6 +113,7 @@ class Results:
         if len({u for t in trials for u in t.run.get('utility', [])}) == 1:
             of_fronts.insert(0, 'All models of this study are equally good, so the cheapest is the best.')
         of_fronts += filter(None, [remark(trials) for remark in REMARKS])
+        if trials and (of_label := label_sentence(trials, self._threshold)): of_fronts.append(of_label)
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     def recommend(self,
@@ -173,7 +179,8 @@ def live_front_chart(
     points, metric = trajectory_points(trials, ref_point.energy), ref_point.metric
     scale = MetricScale(metric.name, unit=metric.unit_of(metric.sign*points.utility), sign=metric.sign)
     shown = lambda table: table.assign(utility=scale.sign*table.utility)
-    axes = energy_axis(points.joules, trials[0].label, ref_point.energy), utility_axis(scale)
+    label = energy_label(trials, study.measured_share)
+    axes = energy_axis(points.joules, label, ref_point.energy), utility_axis(scale)
     base = lambda table: alt.Chart(shown(table)).encode(*axes)
     colour = {} if points.family.nunique() == 1 else dict(color=alt.Color('family:N', title=None,
         scale=alt.Scale(domain=[*study.families])))

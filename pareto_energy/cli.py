@@ -600,28 +600,36 @@ MAX_SPREAD = .1 # of the calibration workload, relative, up to which a machine i
 
 def preflight(
     device:str='cpu', # what would train
-) -> dict: # machine, label, components, missing, idle, repeats of the calibration workload, usable, verdict
+    watts:float|None=None, # of a busy hardware thread, where the CPU has no counter
+) -> dict: # machine, label, components, missing, remarks, better source, idle, calibration, usable, verdict
     "Try the meter on this machine."
-    from statistics import fmean, stdev
-    from pareto_energy.energy.meter import calibration_workload, measure, measure_idle
-    from pareto_energy.energy.counters import open_meter
-    meter = open_meter('codecarbon', device)
+    from pareto_energy.energy.meter import calibration_workload, measure_idle, read_calibration
+    from pareto_energy.energy.counters import better_source, host_remarks, open_meter
+    meter = open_meter('codecarbon', device, watts=watts)
     idle = measure_idle(meter, .2)
-    calibration_workload()
-    readings = [measure(calibration_workload, meter) for _ in range(6)]
-    spread = stdev(r.joules for r in readings)/fmean(r.joules for r in readings)
-    verdict = (f"This machine is {'usable' if spread <= MAX_SPREAD else 'too unsteady'}: energy is {meter.label}, and "
-        "the calibration workload "
-        f'repeats within {100*spread:.1f} % ({100*MAX_SPREAD:.0f} % are allowed).')
+    calibration_workload(device=device)
+    readings = [read_calibration(meter) for _ in range(6)]
+    command, brings = better_source(meter.sources, meter.missing)
     return dict(machine=meter.machine_id, label=meter.label, components=_components(meter), missing=meter.missing,
+        remarks=host_remarks(), better=dict(command=command, brings=brings), watts_per_thread=meter.watts,
         idle_watts=idle.joules, idle_se=idle.se,
         calibration=[dict(joules=r.joules, se=r.se, repeats=r.repeats) for r in readings],
-        spread=spread, usable=spread <= MAX_SPREAD, verdict=verdict)
+        **_verdict(meter, readings))
+
+def _verdict(meter, readings):
+    from statistics import fmean, stdev
+    from pareto_energy.energy.meter import label_text
+    spread = stdev(r.joules for r in readings)/fmean(r.joules for r in readings)
+    label = label_text(meter.label, min(r.measured_share for r in readings))
+    verdict = (f"This machine is {'usable' if spread <= MAX_SPREAD else 'too unsteady'}: energy is {label}, and "
+        "the calibration workload "
+        f'repeats within {100*spread:.1f} % ({100*MAX_SPREAD:.0f} % are allowed).')
+    return dict(spread=spread, usable=spread <= MAX_SPREAD, verdict=verdict)
 
 def _components(meter):
     from pareto_energy.energy.meter import SOURCES, update_periods_for
     row = lambda component, name, source: dict(component=component, source=name, label=source.label,
-        counts=source.counts,
+        counts=meter.counts(component),
         min_seconds=source.update_period*update_periods_for(.03))
     return [row(component, name, SOURCES[name]) for component, name in meter.sources.items()]
 
@@ -635,7 +643,9 @@ def print_preflight(
     components['counts'] = components.counts.map({True: 'yes', False: 'no'})
     components = components.rename(columns=dict(min_seconds='read alone from (s)'))
     print_table(components, found['machine'], left=('component', 'source', 'label', 'counts'))
-    for component, why in found['missing'].items(): typer.echo(f'No counter for the {component}: {why}.')
+    for component, why in found['missing'].items(): typer.echo(f'No counter for the {component}: {why.rstrip(".")}.')
+    for remark in found['remarks']: typer.echo(remark)
+    if found['better']['command']: typer.echo('For {brings}: {command}'.format(**found['better']))
     typer.echo(f"Idle: {found['idle_watts']:.3f} ± {found['idle_se']:.3f} W (standard error).")
     readings = pd.DataFrame(found['calibration'])
     readings[['joules', 'se']] = readings[['joules', 'se']].map('{:.4f}'.format)
@@ -643,13 +653,18 @@ def print_preflight(
     typer.echo(found['verdict'])
 
 # %% ../nbs/71_cli.ipynb #m03
+WATTS_HELP = ('Of a busy hardware thread, for an estimate without a counter. To find them, read a wall meter, or RAPL on a '
+    'machine with this processor, over minutes in which 0, 1, 2, 4, … threads are busy, and fit the joules with '
+    'pareto_energy.energy.counters.fit_watts; a study takes the result as its setting watts.')
+
 @command('pareto-energy meter --device cuda')
 def meter(
-    device: Annotated[str, typer.Option(help='What would train: cpu, cuda, cuda:1.')] = 'cpu',
+    device: Annotated[str, typer.Option(help='What would train: cpu, cuda, cuda:1, cuda:0,cuda:1, all.')] = 'cpu',
+    watts: Annotated[float, typer.Option(help=WATTS_HELP)] = None,
     json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
 ):
     "Try the energy meter on this machine: sources, idle power, repeatability; status 1 when it is not usable."
-    with exit_on_error(1): found = preflight(device)
+    with exit_on_error(1): found = preflight(device, watts)
     if json_: typer.echo(json.dumps(found))
     else: print_preflight(found)
     if not found['usable']: raise typer.Exit(1)
@@ -696,6 +711,8 @@ def models(
 # %% ../nbs/71_cli.ipynb #d04
 FORMAT_HELP = ('csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, '
     'for model cards).')
+INTENSITIES_HELP = 'CSV of your own with the columns time and g_per_kwh, for the card.'
+EMBODIED_HELP = 'Kilograms of CO2 equivalent of making the hardware: with it the card has the SCI (ISO/IEC 21031).'
 
 @command('pareto-energy export published/quick --to emissions --country DEU')
 def export(
@@ -703,17 +720,27 @@ def export(
     to: Annotated[str, typer.Option(help=FORMAT_HELP)] = 'csv',
     path: Annotated[Path, typer.Option(help='The file; by default beside the log of the study.')] = None,
     country: Annotated[str, typer.Option(help='Whose electricity: ISO code of three letters.')] = 'GBR',
+    intensities: Annotated[Path, typer.Option(exists=True, dir_okay=False, help=INTENSITIES_HELP)] = None,
+    started: Annotated[str, typer.Option(help='When the study began; by default the mean intensity counts.')] = None,
+    predictions: Annotated[float, typer.Option(help="In a model's life, for the card.")] = 1e6,
+    embodied: Annotated[float, typer.Option(help=EMBODIED_HELP)] = 0.,
+    lifespan: Annotated[float, typer.Option(help='Of the hardware, in years.')] = 4.,
+    reserved: Annotated[float, typer.Option(help='Share of the hardware that was reserved.')] = 1.,
 ):
     "Write what a study has measured to a file."
-    from pareto_energy.report.export import FORMATS, export as write
+    from pareto_energy.energy.footprint import Hardware, read_intensities
+    from pareto_energy.report.export import FORMATS, CarbonSettings, export as write
     with exit_on_error(2):
         lookup(to, FORMATS, 'format')
+        carbon = CarbonSettings(country=country, intensities=intensities and read_intensities(intensities),
+            started=started, predictions=predictions,
+            hardware=Hardware(embodied, lifespan_years=lifespan, share=reserved))
         study = study_name(study)
         if not (study_path(study)/'trials.jsonl').exists():
             raise FileNotFoundError(f'No trials in {study_path(study)}: run the study first, with pareto-energy run '
                 f'{study}.')
         path = path or output_folder(study)/FORMATS[to]
-        write(study, to, path, country)
+        write(study, to, path, country, carbon)
     typer.echo(path)
 
 # %% ../nbs/71_cli.ipynb #t01

@@ -1,12 +1,13 @@
 "What the energy chapter takes for granted in CodeCarbon, and the meters that this machine doesn't have."
+import sys
 import time
 import types
 from pathlib import Path
 
 import pytest
 
-from pareto_energy.energy.counters import CodeCarbonMeter, NvmlCounter, _tracker, nvml_counter, rapl_counters, tracked_counters
-from pareto_energy.energy.meter import measure
+from pareto_energy.energy.counters import METERS, CodeCarbonMeter, NvmlCounter, _tracker, nvml_counter, rapl_counters, tracked_counters
+from pareto_energy.energy.meter import MeterError, SimulatedMeter, measure
 
 
 def relied_on():
@@ -126,3 +127,78 @@ def test_a_meter_that_fails_stops_the_study_and_blames_no_trial(home, smoke, mon
     assert [t.status for t in read_trials(study.log_path).values()][-1] == 'started'
     monkeypatch.setattr(SimulatedMeter, 'end', end)
     assert [t.status for t in run_study(study)] == ['finished']*4
+
+
+class HalfMeasured(SimulatedMeter):
+    "A GPU whose counter has 98 % of the joules, beside a CPU that is estimated; by formula."
+    sources = dict(gpu='nvml', cpu='cpu_time')
+    machine_id, update_period = 'simulated', 0.
+    counters = [types.SimpleNamespace(source='nvml', device=types.SimpleNamespace(gpu_index=0, handle=0))]
+    def end(self): return {c: share*1e-8*(self.work + 1.) for c, share in dict(gpu=.98, cpu=.02).items()} # never quite still
+
+
+@pytest.fixture
+def half_measured(home, smoke, monkeypatch):
+    monkeypatch.setitem(METERS, 'half', lambda device: HalfMeasured())
+    return smoke | dict(families=['logistic'], strategies=['random'], seeds=[0], meter='half', deadline=None)
+
+
+def test_a_study_names_the_share_that_was_measured_and_keeps_its_label(half_measured):
+    from pareto_energy.api import LoadedStudy
+    from pareto_energy.run.study import FamilyStudy, run_study
+    trials = run_study(FamilyStudy('shares', **half_measured))
+    assert {t.label for t in trials} == {'estimated'} and {round(t.run['measured_share'], 6) for t in trials} == {.98}
+    assert LoadedStudy('shares').label == '98 % measured' and 'nvml (gpu) measured 98 %' in ' '.join(LoadedStudy('shares').conclusions)
+    run_study(FamilyStudy('shares', **half_measured | dict(measured_share=.99, trials=half_measured['trials'] + 1)))
+    assert LoadedStudy('shares').label == 'estimated, 98 % measured'
+    with pytest.raises(ValueError, match="components was None and is now \\['gpu'\\]"):
+        run_study(FamilyStudy('shares', **half_measured | dict(components=['gpu'])))
+    of_gpu = run_study(FamilyStudy('alone', **half_measured | dict(components=['gpu'])))
+    assert {t.label for t in of_gpu} == {'measured'} and all(t.run['measured_share'] == 1 for t in of_gpu)
+    assert of_gpu[0].run['joules'][0] == pytest.approx(.98*trials[0].run['joules'][0]) and set(of_gpu[0].run['parts']) == {'gpu', 'cpu'}
+    with pytest.raises(MeterError, match='components names ram, which is not read here: this meter reads gpu and cpu'):
+        run_study(FamilyStudy('memory', **half_measured | dict(components=['gpu', 'ram'])))
+
+
+class LimitedDriver:
+    "NVML on a card of 700 W, of which at least 200 W stay."
+    class NVMLError(Exception): pass
+    def __init__(self): self.watts, self.calls = 700., []
+    def nvmlDeviceGetPowerManagementLimit(self, handle): return round(1000*self.watts)
+    def nvmlDeviceSetPowerManagementLimit(self, handle, milliwatts):
+        if milliwatts < 200_000: raise self.NVMLError('Invalid Argument')
+        self.watts = milliwatts/1000
+        self.calls.append(self.watts)
+
+
+def test_a_power_limit_is_set_for_a_run_and_put_back_when_it_fails(half_measured, monkeypatch):
+    from pareto_energy.models import training
+    from pareto_energy.run import study as study_module
+    from pareto_energy.run.study import FamilyStudy, run_study
+    driver, seen = LimitedDriver(), []
+    monkeypatch.setitem(sys.modules, 'pynvml', driver)
+    train_once = training.TorchTrainer.run_once
+
+    def watched(trainer, *args, **how):
+        seen.append((trainer.configuration['gpu_power_limit'], driver.watts))
+        if len(seen) == 3: raise RuntimeError('this run fails')
+        return train_once(trainer, *args, **how)
+    monkeypatch.setattr(training.TorchTrainer, 'run_once', watched)
+    limited = half_measured | dict(ranges=dict(logistic=dict(gpu_power_limit=[300, 500])))
+    with pytest.warns(UserWarning, match='this run fails'): trials = run_study(FamilyStudy('limits', **limited))
+    assert [t.status for t in trials].count('failed') == 1 and len(seen) > 5
+    assert all(asked == held for asked, held in seen) and driver.watts == 700. and len({held for _, held in seen}) == 2
+    refused = limited | dict(ranges=dict(logistic=dict(gpu_power_limit=[100, 500])))
+    with pytest.raises(MeterError, match=r'SetPowerManagementLimit\(100000\) on GPU 0 \(Invalid Argument\)'):
+        run_study(FamilyStudy('refused', **refused))
+    assert driver.watts == 700.
+    driver.watts, study = 300., FamilyStudy('killed', **limited)
+    study.limits = types.SimpleNamespace(restore=lambda: setattr(driver, 'watts', 700.))
+    assert study_module._of_dead_worker(study, types.SimpleNamespace(reason='killed', spent=1.)) == dict(reason='killed', spent=1.)
+    assert driver.watts == 700.
+
+
+def test_the_simulated_meter_has_no_power_limit(home, smoke):
+    from pareto_energy.run.study import FamilyStudy, run_study
+    limited = smoke | dict(families=['logistic'], ranges=dict(all=dict(gpu_power_limit=[300, 500])))
+    with pytest.raises(MeterError, match="settings of NVIDIA's GPUs, and cpu trains here"): run_study(FamilyStudy('none', **limited))

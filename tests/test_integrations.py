@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import CountingMeter, need
+from conftest import CountingMeter, need, wait_until
 
 from pareto_energy.energy.meter import MeterError, SimulatedMeter
 from pareto_energy.energy.counters import open_meter
@@ -266,6 +266,18 @@ def test_mlflow_keeps_each_trial_with_its_trajectory(tmp_path, monkeypatch):
     assert [(m.step, m.value) for m in history] == [(1, 1.), (2, 2.)] and first.data.metrics['utility'] == .6
     assert runs[trials[-1].name].data.tags['reason'] == 'too wide' and first.data.tags['label'] == 'simulated'
     assert mlflow.active_run() is None
+
+
+def test_wandb_keeps_each_trial_in_files_of_its_own(tmp_path, monkeypatch):
+    need('wandb')
+    from pareto_energy.report.export import log_to_wandb
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    trials = made_up_trials()
+    log_to_wandb([trials[0], trials[-1]], 'energy', folder=tmp_path)
+    found = lambda: b''.join(run.read_bytes() for run in tmp_path.glob('wandb/offline-run-*/*.wandb')) # written in the background
+    texts = [text.encode() for text in (trials[0].name, trials[-1].name, 'joules', 'utility', 'too wide', 'simulated')]
+    wait_until(lambda: all(text in found() for text in texts), 'the runs of Weights & Biases')
+    assert len([*tmp_path.glob('wandb/offline-run-*')]) == 2
 
 
 def test_hugging_face_reads_the_emissions_of_a_card():

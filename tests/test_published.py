@@ -20,7 +20,8 @@ WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesi
     'gpu-h200': 'gpu', 'gpu-h100': 'gpu', 'deployment-1e4': 'deployment', 'deployment-1e8': 'deployment'}
 DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')} | {f'deployment-{n}': dict(predictions=float(n)) for n in ('1e4', '1e8')}
 SMALL_FRONTS = {('deployment-1e8', 'digits'): 5} # points, where the front has fewer than are to be trained again
-LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32']) # that older records lack
+LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32'],
+    components=None, watts=None, measured_share=.95) # that older records lack
 DEFAULTS = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(FamilyStudy)}
 STUDIES = sorted(p.parent.name for p in PUBLISHED.glob('*/trials.jsonl'))
 
@@ -105,3 +106,10 @@ def test_a_published_study_takes_no_trials(home):
     with pytest.raises(OSError, match='published and only read: give the study another name'):
         run_study(FamilyStudy(**yaml_of('quick') | dict(study='published/quick', trials=13)))
     assert snapshot(home) == before
+
+
+@pytest.mark.parametrize('name, label', [('gpu-h200', '97 % measured'), ('gpu-h100', '97 % measured'), ('quick', 'estimated')])
+def test_published_logs_keep_their_label_and_tell_the_measured_share(name, label):
+    from pareto_energy.api import load_study
+    study = load_study(f'published/{name}')
+    assert {t.label for t in study.trials_so_far} == {'estimated'} and study.label == label

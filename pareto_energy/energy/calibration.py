@@ -9,7 +9,7 @@ __all__ = ['ReferenceMachine', 'measure_machine', 'CalibratedMeter']
 import math, re
 from dataclasses import dataclass
 from functools import cache
-from .meter import Meter, MeterError, calibration_workload, measure
+from .meter import Meter, MeterError, read_calibration
 from .counters import get_meter
 
 # %% ../../nbs/15_energy.calibration.ipynb #k02
@@ -34,7 +34,7 @@ def measure_machine(
     meter:Meter, # of the machine
 ) -> ReferenceMachine:
     "Read the calibration workload on this machine."
-    reading = measure(calibration_workload, meter)
+    reading = read_calibration(meter)
     return ReferenceMachine(meter.machine_id, meter.label, joules=reading.joules, se=reading.se)
 
 # %% ../../nbs/15_energy.calibration.ipynb #m02
@@ -62,7 +62,8 @@ class CalibratedMeter(Meter):
                 'Keep the machines apart (machine_policy: per-machine).')
         self.meter = meter
         self.reference_machine = reference_machine
-        self.sources = meter.sources
+        self.sources, self.components = meter.sources, meter.components
+        self.device, self.gpus = meter.device, meter.gpus
         self.factor = reference_machine.joules/this.joules
         self.scale_se = 0. if is_reference else _factor_rel_se(reference_machine, this)
 
@@ -81,6 +82,9 @@ class CalibratedMeter(Meter):
         "Seconds, of the meter of this machine."
         return self.meter.update_period
 
+    @property
+    def gpu_processes(self): return self.meter.gpu_processes
+
     def finish(self, work): self.meter.finish(work)
     def begin(self): self.meter.begin()
     def end(self): return {c: self.factor*joules for c, joules in self.meter.end().items()}
@@ -89,8 +93,9 @@ class CalibratedMeter(Meter):
 @cache
 def calibrated_meter(
     name:str, # a name in `energy.counters.METERS`
-    device:str, # what trains: 'cpu', 'cuda' or 'cuda:1'
+    device:str, # what trains, as in `energy.meter.device_names`
     reference_machine:ReferenceMachine, # in whose joules it reads
+    **how, # as in `energy.counters.get_meter`
 ) -> CalibratedMeter:
     "This process's meter of that name, in the joules of another machine, opened once."
-    return CalibratedMeter(get_meter(name, device), reference_machine)
+    return CalibratedMeter(get_meter(name, device, **how), reference_machine)

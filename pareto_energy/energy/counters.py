@@ -6,15 +6,15 @@
 __all__ = ['METERS', 'CodeCarbonMeter', 'ZeusMeter', 'open_meter']
 
 # %% ../../nbs/12_energy.counters.ipynb #imp
-import logging, os, threading, time, weakref
+import logging, math, os, platform, re, threading, time, weakref
 from dataclasses import dataclass
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from ..core import lookup
 from .meter import (
-    SOURCES, Meter, MeterError, SimulatedMeter, calibration_workload, descendants_seconds, has_children, is_virtual,
-    library_versions, load_codecarbon, machine_id, measure, measure_idle)
+    SOURCES, Meter, MeterError, SimulatedMeter, descendants_seconds, device_names, has_children,
+    is_virtual, library_versions, load_codecarbon, machine_id, measure_idle, read_calibration, synchronize)
 
 # %% ../../nbs/12_energy.counters.ipynb #e014
 _POWERCAP = Path('/sys/class/powercap')
@@ -36,7 +36,7 @@ def _read_number(
     try: text = file.read_text()
     except PermissionError as e:
         raise MeterError(f'{file} is not readable: sudo chmod -R a+r {file.parent.parent}/intel-rapl:*') from e
-    except OSError as e: raise MeterError(f'The RAPL file {file} can no longer be read ({e.strerror}).') from e
+    except OSError as e: raise MeterError(f'The RAPL file {file} cannot be read ({e.strerror}).') from e
     try: number = int(text)
     except ValueError as e: raise MeterError(f'The RAPL file {file} holds no number, but {text.strip()!r}.') from e
     if number < least: raise MeterError(f'The RAPL file {file} holds {number}: it must be at least {least}.')
@@ -55,7 +55,8 @@ class RaplCounter(Counter):
         self.file = Path(folder)/'energy_uj'
         self.component = component
         self.microjoules = 0
-        self.range = _read_number(Path(folder)/'max_energy_range_uj', least=1) + 1
+        limit = Path(folder)/'max_energy_range_uj'
+        self.range = _read_number(limit, least=1) + 1 if limit.exists() else math.inf # where it wraps is not known
         self.lock = threading.Lock() # the counter is read in the background, too
         self.restart()
 
@@ -74,7 +75,10 @@ class RaplCounter(Counter):
                 raise MeterError(f'The RAPL counter {self.file} was not read for {unread:.0f} s, in which it may have '
                     f'wrapped around more than once (it holds {self.range/1e6:.0f} J): keep the process from being '
                     'suspended, or use another meter.')
-            self.microjoules += (now - self.last) % self.range
+            if now < self.last and self.range == math.inf:
+                raise MeterError(f'The RAPL counter {self.file} wrapped around, and without its max_energy_range_uj '
+                    'nobody knows at how many joules: start the study again, and it goes on with the next trial.')
+            self.microjoules += now - self.last if now >= self.last else now - self.last + self.range
             self.last, self.read_at = now, moment
             return self.microjoules/1e6
 
@@ -92,6 +96,10 @@ def _open_domains(powercap):
         if component is None: continue
         try: counters.append(RaplCounter(folder, component))
         except MeterError as e: missing[component] = str(e)
+    packages = [c for c in counters if c.component == 'cpu']
+    if packages and 'cpu' in missing:
+        missing['cpu'] = (f"one of {len(packages) + 1} packages cannot be read, and the rest is not the CPU: "
+            f"{missing['cpu']}")
     if not any(c.component == 'cpu' for c in counters): missing.setdefault('cpu', f'{powercap} holds no CPU package')
     return counters, missing
 
@@ -111,13 +119,37 @@ def rapl_counters(
     return [c for c in readable if c.file not in mirrored], missing
 
 # %% ../../nbs/12_energy.counters.ipynb #e021
+def is_amd(device) -> bool: # one of CodeCarbon's GPU devices
+    "Is a GPU AMD's?"
+    return type(device).__name__.startswith('AMD')
+
+def ask_nvml(
+    function:str, # of pynvml
+    device, # one of CodeCarbon's GPU devices
+    default, # where NVML cannot be asked, or does not say
+    *args, # of the function, after the handle
+):
+    "What NVML says of a card."
+    if is_amd(device) or getattr(device, 'handle', None) is None: return default
+    import pynvml
+    try: return getattr(pynvml, function)(device.handle, *args)
+    except pynvml.NVMLError: return default
+
 class NvmlCounter(Counter):
-    "The energy counter of one GPU: joules since the driver was loaded."
-    component, source = 'gpu', 'nvml'
+    """The energy counter of one GPU: joules since the driver was loaded.
+
+    Raises: `MeterError` where it has none, or counts for more than the whole card."""
+    component = 'gpu'
     def __init__(self,
         device, # one of CodeCarbon's GPU devices
+        name:str='cuda:0', # as torch calls it
     ):
         self.device = device
+        self.name = name
+        self.source = 'amdsmi' if is_amd(device) else 'nvml'
+        if ask_nvml('nvmlDeviceGetMigMode', device, [0])[0]:
+            raise MeterError(f'GPU {device.gpu_index} is cut into MIG slices, and NVML counts the joules of all of '
+                f'them: train on a whole card, or end the slices (sudo nvidia-smi -i {device.gpu_index} -mig 0).')
         if device._get_total_energy_consumption() is None:
             raise MeterError(f'GPU {device.gpu_index} has no energy counter: '
                              'NVML offers one from the Volta generation on.')
@@ -140,14 +172,18 @@ def _visible_gpus(devices): # NVML's, in the order of their slots
         visible.append(gpu)
     return visible
 
-def _visible_entries(devices): # of CUDA_VISIBLE_DEVICES
-    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+def _visible_entries(devices): # of CUDA_VISIBLE_DEVICES, or for AMD's of HIP_VISIBLE_DEVICES
+    if devices and is_amd(devices[0]) and os.environ.get('ROCR_VISIBLE_DEVICES'):
+        raise MeterError('ROCR_VISIBLE_DEVICES changes the numbers of the GPUs, so their counters cannot be matched: '
+            'name the GPUs in HIP_VISIBLE_DEVICES instead.')
+    of_amd = os.environ.get('HIP_VISIBLE_DEVICES') if devices and is_amd(devices[0]) else None
+    named = os.environ.get('CUDA_VISIBLE_DEVICES') if of_amd is None else of_amd
     return [str(d.gpu_index) for d in devices] if named is None else [e.strip() for e in named.split(',')]
 
 def _uuid_of(index): # of a card that torch sees; None where it sees none
     import torch
-    if not torch.cuda.is_available() or index >= torch.cuda.device_count(): return None
-    return f'GPU-{torch.cuda.get_device_properties(index).uuid}'
+    is_seen = torch.cuda.is_available() and not torch.version.hip and index < torch.cuda.device_count()
+    return f'GPU-{torch.cuda.get_device_properties(index).uuid}' if is_seen else None
 
 def _same_card(visible, devices, uuid):
     """The card that torch trains on; CUDA may count it in another order, the fastest first.
@@ -177,21 +213,86 @@ def gpu_index(
     _, _, index = device.partition(':')
     return int(index or 0)
 
+def find_gpus() -> list: # of CodeCarbon's devices, in the order of their slots: NVIDIA's, else AMD's
+    "The GPUs of this machine."
+    load_codecarbon()
+    from codecarbon.core.gpu import AllGPUDevices
+    from codecarbon.external.logger import logger
+    logger.disabled = True # CodeCarbon logs the lack of a GPU as an error
+    try: found = AllGPUDevices().devices
+    finally: logger.disabled = False
+    of_nvidia = [d for d in found if not is_amd(d)]
+    return sorted(of_nvidia or found, key=lambda d: d.gpu_index)
+
 def nvml_counter(
     index:int=0, # as CUDA counts the visible devices
 ) -> NvmlCounter:
     """The counter of a GPU.
 
     Raises: `MeterError` where NVML has no such GPU, or the GPU no counter."""
-    load_codecarbon()
-    from codecarbon.core.gpu import AllGPUDevices
-    devices = sorted(AllGPUDevices().devices, key=lambda d: d.gpu_index)
+    devices = find_gpus()
     visible, entries = _visible_gpus(devices), _visible_entries(devices)
-    if index < len(visible): return NvmlCounter(_same_card(visible[index], devices, _uuid_of(index)))
+    if index < len(visible):
+        return NvmlCounter(_same_card(visible[index], devices, _uuid_of(index)), f'cuda:{index}')
     found = f'NVML finds no GPU {entries[index]}' if index < len(entries) else f'CUDA shows no GPU {index}'
     seen, visible = [d.gpu_index for d in devices], ', '.join(entries) or 'none'
     raise MeterError(f'{found}, only {seen} (CUDA_VISIBLE_DEVICES: {visible}): '
         'install the NVIDIA driver, or train on the CPU.')
+
+# %% ../../nbs/12_energy.counters.ipynb #g03
+def names_gpu(device:str) -> bool: # as in `energy.meter.device_names`
+    "Does a device name GPUs whose counters are read?"
+    return device == 'all' or device.startswith('cuda')
+
+def gpu_counters(
+    device:str, # what trains, as in `energy.meter.device_names`
+) -> tuple: # counters, and why the source is not the best; None where it is
+    """The counters of all GPUs that train.
+
+    Raises: `MeterError` where one of them cannot be read."""
+    if not names_gpu(device): return [], 'training runs on the CPU, so no GPU counts'
+    devices = find_gpus()
+    names = device_names(device) if device != 'all' else [f'cuda:{i}' for i in range(len(_visible_gpus(devices)))]
+    counters = _without_second_dies([nvml_counter(gpu_index(name)) for name in names or ['cuda:0']])
+    others = {c.name: found for c in counters if (found := _other_programs(c.device))}
+    if not others: return counters, None
+    for c in counters: c.source = 'gpu_shared'
+    listed = '; '.join(f"{name}: process {' and '.join(map(str, sorted(found)))}" for name, found in others.items())
+    return counters, f'other programs compute on the GPU ({listed}), and its counter has their joules: end them first'
+
+def _without_second_dies(counters): # of AMD's dual-die cards
+    seconds = [c for c in counters if getattr(c.device, '_known_zero_energy_counter', False) and c.device.gpu_index % 2]
+    firsts = {c.device.gpu_index for c in counters}
+    for c in seconds:
+        if c.device.gpu_index - 1 in firsts: continue
+        raise MeterError(f'GPU {c.device.gpu_index} is the second die of its card, whose joules are counted with GPU '
+            f'{c.device.gpu_index - 1}: train on that one, or on both.')
+    return [c for c in counters if c not in seconds]
+
+def _computing_on(device): # numbers of the processes, where the driver tells
+    return {p.pid for p in ask_nvml('nvmlDeviceGetComputeRunningProcesses', device, [])}
+
+def _other_programs(device):
+    "Processes that compute on a GPU and are not of this program; those of another container are not seen."
+    import psutil
+    this = psutil.Process()
+    own = {p.pid for p in (this, *this.parents(), *this.children(recursive=True))}
+    return {pid for pid in _computing_on(device) - own if psutil.pid_exists(pid)}
+
+def gpus_at_work(
+    devices:list, # from `find_gpus`
+) -> set: # of (GPU, process)
+    "Processes of this program that compute on a GPU, whatever was to train."
+    import psutil
+    this = psutil.Process()
+    own = {p.pid for p in (this, *this.children(recursive=True))}
+    shown = _names_of(devices)
+    return {(shown.get(d.gpu_index, f'GPU {d.gpu_index}'), pid) for d in devices for pid in _computing_on(d) & own}
+
+def _names_of(devices): # index of NVML -> name of torch, of the visible GPUs
+    try: visible = _visible_gpus(devices)
+    except MeterError: return {}
+    return {_same_card(d, devices, _uuid_of(i)).gpu_index: f'cuda:{i}' for i, d in enumerate(visible)}
 
 # %% ../../nbs/12_energy.counters.ipynb #e027w
 def watts_per_thread() -> float: # watts
@@ -281,7 +382,7 @@ def tracked_counters(
 # %% ../../nbs/12_energy.counters.ipynb #e044
 def _find_counters(
     watts:float, # of a busy hardware thread
-    device:str='cpu', # what trains: 'cpu', 'cuda' or 'cuda:1'
+    device:str='cpu', # what trains, as in `energy.meter.device_names`
     powercap:Path=_POWERCAP, # the folder of RAPL's domains
 ) -> tuple: # counters, one source a component, and for each better source that is missing the reason
     "The best sources of this machine."
@@ -289,13 +390,23 @@ def _find_counters(
     counters, missing = rapl_counters(powercap)
     rapl = {c.component for c in counters}
     counters = counters + [c for c in tracked_counters(hardware) if c.component not in rapl]
-    if device.startswith('cuda'): counters.append(nvml_counter(gpu_index(device)))
-    else: missing['gpu'] = 'training runs on the CPU, so no GPU counts'
+    of_gpus, why = gpu_counters(device)
+    counters += of_gpus
+    if why and not any(c.component == 'gpu' and c not in of_gpus for c in counters): missing['gpu'] = why
     covered = {c.component for c in counters}
     if 'cpu' not in covered: counters.append(CpuTimeEstimate(watts))
     ram = [h.total_power().W for h in hardware if type(h).__name__ == 'RAM']
     if 'ram' not in covered and ram: counters.append(ConstantPower(ram[0]))
     return counters, missing
+
+# %% ../../nbs/12_energy.counters.ipynb #e045a
+def allocated_bytes() -> dict: # GPU -> bytes that this process has taken on it so far
+    "What torch has allocated on each GPU that it has used."
+    import torch
+    if not torch.cuda.is_initialized(): return {}
+    allocated = 'allocated_bytes.all.allocated'
+    taken = {f'cuda:{i}': torch.cuda.memory_stats(i).get(allocated, 0) for i in range(torch.cuda.device_count())}
+    return {name: n for name, n in taken.items() if n}
 
 # %% ../../nbs/12_energy.counters.ipynb #e045c
 def _check_moved(counters, joules, seconds):
@@ -318,18 +429,36 @@ def _read_often(meter, period): # a weak reference; seconds
         del owner
         time.sleep(period)
 
+# %% ../../nbs/12_energy.counters.ipynb #e045w
+class _GpuWatch(Meter):
+    "Which GPUs of the machine this program uses."
+    def __init__(self, device, gpus): # names of those that are read
+        self.device, self.gpus = device, gpus
+        self.all_gpus = find_gpus()
+        self.gpu_processes, self.watched_at = set(), -math.inf
+
+    def watch_gpus(self):
+        "See who computes on which GPU, at most once in a second."
+        if not self.all_gpus or time.monotonic() - self.watched_at < 1.: return
+        self.watched_at = time.monotonic()
+        self.gpu_processes |= gpus_at_work(self.all_gpus)
+
+    def idle_gpus(self): # of all GPUs, those that this program has not used; none before it has used one
+        if self.device != 'all': return set()
+        used = {name for name, _ in self.gpu_processes} | set(allocated_bytes())
+        return self.gpus - used if used & self.gpus else set()
+
 # %% ../../nbs/12_energy.counters.ipynb #e045
-class CodeCarbonMeter(Meter):
+class CodeCarbonMeter(_GpuWatch):
     "The best counters of the machine, else CPU time."
     def __init__(self,
-        device:str='cpu', # what trains: 'cpu', 'cuda' or 'cuda:1'
+        device:str='cpu', # what trains, as in `energy.meter.device_names`
         watts:float|None=None, # of a busy hardware thread; None for `watts_per_thread()`
         powercap:Path=_POWERCAP, # the folder of RAPL's domains
     ):
-        self.device = device
-        self.gpus = {f'cuda:{gpu_index(device)}'} if device.startswith('cuda') else set()
         self.watts = watts or watts_per_thread()
         self.counters, self.missing = _find_counters(self.watts, device, powercap)
+        super().__init__(device, {c.name for c in self.counters if hasattr(c, 'name')})
         self.sources = {c.component: c.source for c in self.counters}
         self.reader = None # thread that reads RAPL's registers before they wrap around
         self.begin()
@@ -337,7 +466,9 @@ class CodeCarbonMeter(Meter):
     @property
     def machine_id(self):
         "The fingerprint of the machine, with the GPU that trains."
-        return machine_id(*(c.device._gpu_name for c in self.counters if c.component == 'gpu'))
+        names = [c.device._gpu_name for c in self.counters if hasattr(c, 'device')]
+        several = lambda name: f'{names.count(name)} × {name}' if names.count(name) > 1 else name
+        return machine_id(' + '.join(map(several, dict.fromkeys(names))))
 
     @property
     def update_period(self):
@@ -347,9 +478,8 @@ class CodeCarbonMeter(Meter):
         return 1e-6 if alone else super().update_period
 
     def finish(self, work):
-        if self.device.startswith('cuda'):
-            import torch
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
+        self.watch_gpus()
 
     def begin(self):
         self._keep_reading()
@@ -359,8 +489,8 @@ class CodeCarbonMeter(Meter):
     def end(self):
         joules = [c.read() - start for c, start in zip(self.counters, self.start)]
         _check_moved(self.counters, joules, time.perf_counter() - self.began)
-        totals = dict.fromkeys(self.sources, 0.)
-        for c, j in zip(self.counters, joules): totals[c.component] += j
+        totals, idle = dict.fromkeys(self.sources, 0.), self.idle_gpus()
+        for c, j in zip(self.counters, joules): totals[c.component] += j*(getattr(c, 'name', None) not in idle)
         return totals
 
     def _keep_reading(self):
@@ -376,12 +506,14 @@ class CodeCarbonMeter(Meter):
 class ZeusMeter(Meter):
     "Zeus's monitor for the GPU, and for the CPU where it can be read."
     def __init__(self,
-        device:str='cuda', # what trains: 'cuda' or 'cuda:1'
+        device:str='cuda', # what trains: 'cuda', 'cuda:1' or several
     ):
+        self.device = device
+        self.gpus = {*device_names(device)}
         try: from zeus.monitor import ZeusMonitor
         except ImportError as e:
             raise MeterError('The meter zeus needs the package zeus: pip install pareto-energy[zeus].') from e
-        try: self.monitor = ZeusMonitor(gpu_indices=[gpu_index(device)])
+        try: self.monitor = ZeusMonitor(gpu_indices=[gpu_index(name) for name in device_names(device)])
         except (ValueError, IndexError) as e:
             raise MeterError(f"Zeus finds no GPU for the device {device!r} ({e}): use the meter codecarbon.") from e
         self.sources = dict(gpu='nvml') | (dict(cpu='rapl') if self.monitor.cpu_indices else {})
@@ -408,21 +540,98 @@ METERS = dict(codecarbon=CodeCarbonMeter, zeus=ZeusMeter, simulated=lambda devic
 
 def open_meter(
     name:str='codecarbon', # a name in `METERS`
-    device:str='cpu', # what trains: 'cpu', 'cuda' or 'cuda:1'
+    device:str='cpu', # what trains, as in `energy.meter.device_names`
+    components=None, # those that count: 'cpu', 'gpu', 'ram'; None: all that are read
+    watts:float|None=None, # of a busy hardware thread, where the CPU has no counter; None: `watts_per_thread()`
 ) -> Meter:
     """Open the meter of that name.
 
     Raises: `ValueError` for an unknown name, `MeterError` where the meter has nothing to read."""
-    return lookup(name, METERS, 'meter')(device)
+    opened = lookup(name, METERS, 'meter')(device, **(dict(watts=watts) if watts and name == 'codecarbon' else {}))
+    if components: opened.choose(components)
+    return opened
 
 # %% ../../nbs/12_energy.counters.ipynb #e050g
 @cache
 def get_meter(
     name:str, # a name in `METERS`
-    device:str, # what trains: 'cpu', 'cuda' or 'cuda:1'
+    device:str, # what trains, as in `energy.meter.device_names`
+    components:tuple|None=None, # those that count
+    watts:float|None=None, # of a busy hardware thread
 ) -> Meter:
     "This process's meter of that name, opened once."
-    return open_meter(name, device)
+    return open_meter(name, device, components=components, watts=watts)
+
+# %% ../../nbs/12_energy.counters.ipynb #p02
+GPU_SETTINGS = ('gpu_power_limit', 'gpu_clock') # watts, MHz: system parameters that NVML sets
+
+class GpuLimits:
+    """The power limits and clocks of the GPUs that train.
+
+    Raises: `MeterError` where none of them can be set."""
+    def __init__(self,
+        meter:Meter, # that reads these GPUs
+    ):
+        counters = getattr(getattr(meter, 'meter', meter), 'counters', []) # a calibrated meter has another inside
+        self.devices = [c.device for c in counters if c.source in ('nvml', 'gpu_shared') and not is_amd(c.device)]
+        if not self.devices:
+            raise MeterError(f"{' and '.join(GPU_SETTINGS)} are settings of NVIDIA's GPUs, and {meter.device} trains "
+                'here: leave them out of the space, or search them on a GPU.')
+        self.watts = [self._call('nvmlDeviceGetPowerManagementLimit', d) for d in self.devices] # milliwatts, as before
+
+    def _call(self, function, device, *args):
+        import pynvml
+        try: return getattr(pynvml, function)(device.handle, *args)
+        except pynvml.NVMLError as e:
+            name, listed = function.removeprefix('nvmlDevice'), ', '.join(map(str, args))
+            raise MeterError(f'NVML refuses {name}({listed}) on GPU {device.gpu_index} ({e}): power limits and clocks need '
+                'an administrator (sudo) and a GPU that has them; else leave '
+                f"{' and '.join(GPU_SETTINGS)} out of the space.") from e
+
+    def set(self,
+        settings:dict, # gpu_power_limit, gpu_clock or both
+    ):
+        "Set what a configuration asks for."
+        for device in self.devices:
+            if watts := settings.get('gpu_power_limit'):
+                self._call('nvmlDeviceSetPowerManagementLimit', device, round(1000*watts))
+            if clock := settings.get('gpu_clock'): self._call('nvmlDeviceSetGpuLockedClocks', device, clock, clock)
+
+    def restore(self,
+        names=GPU_SETTINGS, # that were set
+    ):
+        "Put back the power limits that there were, and free the clocks."
+        for device, watts in zip(self.devices, self.watts):
+            if 'gpu_power_limit' in names: self._call('nvmlDeviceSetPowerManagementLimit', device, watts)
+            if 'gpu_clock' in names: self._call('nvmlDeviceResetGpuLockedClocks', device)
+
+# %% ../../nbs/12_energy.counters.ipynb #p02b
+@contextmanager
+def gpu_limits(
+    meter:Meter, # that reads the GPUs
+    configuration:dict, # of a run
+):
+    """Set the power limit and the clock of a configuration, and put back what was there.
+
+    Raises: `MeterError` where they cannot be set."""
+    settings = {name: configuration[name] for name in GPU_SETTINGS if name in configuration}
+    if not settings: return (yield)
+    limits = GpuLimits(meter)
+    try:
+        limits.set(settings)
+        yield
+    finally: limits.restore(settings)
+
+def check_gpu_limits(
+    meter:Meter, # of the study
+    options:dict, # gpu_power_limit, gpu_clock or both -> their values in the space
+):
+    """Try each value once, before anything is trained.
+
+    Raises: `MeterError` where one cannot be set."""
+    for name, values in options.items():
+        for value in values:
+            with gpu_limits(meter, {name: value}): pass
 
 # %% ../../nbs/12_energy.counters.ipynb #e069
 @dataclass(frozen=True)
@@ -463,6 +672,105 @@ def interference(
         governor=after.governor,
         celsius=after.celsius)
 
+# %% ../../nbs/12_energy.counters.ipynb #h02
+def _text(root, *paths): # of the first file that is there
+    for path in paths:
+        with suppress(OSError, UnicodeDecodeError): return (root/path).read_text().strip()
+    return ''
+
+def _count_cpus(ranges): # such as 0-3,8
+    ends = [part.split('-') for part in ranges.split(',') if part]
+    return sum(int(last) - int(first) + 1 for first, *_, last in ((*pair, pair[-1]) for pair in ends))
+
+def _quota(root): # CPUs that a control group allows; nan where it sets no limit
+    words = _text(root, 'sys/fs/cgroup/cpu.max').split() or [_text(root, f'sys/fs/cgroup/cpu/cpu.cfs_{name}_us')
+        for name in ('quota', 'period')]
+    if len(words) != 2 or not all(word.isdigit() for word in words): return math.nan # 'max', or -1 in the first version
+    return int(words[0])/int(words[1])
+
+def _limit_remarks(root):
+    online, quota = _text(root, 'sys/devices/system/cpu/online'), _quota(root)
+    allowed = _text(root, 'sys/fs/cgroup/cpuset.cpus.effective', 'sys/fs/cgroup/cpuset/cpuset.effective_cpus')
+    of_all, beside = f'of {_count_cpus(online)}', 'a counter of the whole CPU holds the joules of the others, too'
+    if quota < _count_cpus(online):
+        yield (f'A control group grants this process the time of {quota:g} CPUs {of_all}: give a study no more threads '
+            f'than that, and mind that {beside}.')
+    if allowed and _count_cpus(allowed) < _count_cpus(online):
+        yield f'A cpuset leaves this process the CPUs {allowed} ({_count_cpus(allowed)} {of_all}): {beside}.'
+
+def _core_remarks(root):
+    if _text(root, 'sys/devices/system/cpu/smt/active') == '1':
+        yield ('Two hardware threads share a core: one that has a core to itself takes more than half of its power, so '
+            'an estimate of few threads is low.')
+    kinds = [cpus for kind in ('core', 'atom') if (cpus := _text(root, f'sys/devices/cpu_{kind}/cpus'))]
+    by_capacity = {}
+    for cpu in sorted(root.glob('sys/devices/system/cpu/cpu[0-9]*')):
+        if capacity := _text(cpu, 'cpu_capacity'): by_capacity.setdefault(int(capacity), []).append(cpu.name[3:])
+    if len(by_capacity) > 1: kinds = [','.join(by_capacity[capacity]) for capacity in sorted(by_capacity, reverse=True)]
+    if len(kinds) > 1:
+        yield (f"The CPU has big and little cores ({' and '.join(kinds)}), and an estimate takes the same watts for "
+            f'both: bind the study to one kind (taskset -c {kinds[0]}).')
+
+def _rapl_remarks(root):
+    for folder in sorted(root.glob('sys/class/powercap/intel-rapl:*')):
+        name = _text(folder, 'name')
+        if name == 'psys': yield f'{folder.name} is psys, the whole platform: it contains the CPU, and does not count.'
+        if _component(name) and not (folder/'max_energy_range_uj').exists():
+            yield (f'{folder.name} has no max_energy_range_uj: when its counter wraps around, the study stops and has '
+                'to be started again.')
+
+_PLATFORMS = dict(
+    Darwin='On a Mac the power of the chip is sampled with powermetrics once a second, and needs the right to run it.',
+    Windows="On Windows the CPU's counter is the Energy Meter Interface, which bare machines have from Windows 10 on.")
+
+def host_remarks(
+    root:Path=Path('/'), # of the system's files
+    system:str='', # as platform.system() calls it; by default this one
+) -> list: # sentences
+    "What this host hides from a meter, or mixes into it."
+    of_files = [*_limit_remarks(root), *_core_remarks(root), *_rapl_remarks(root)]
+    return of_files + [text for name, text in _PLATFORMS.items() if name == (system or platform.system())]
+
+# %% ../../nbs/12_energy.counters.ipynb #h08
+WATTS_COMMAND = 'pareto-energy meter --watts W' # with the watts of a busy thread, from `fit_watts`
+
+def better_source(
+    sources:dict, # component -> a name in `SOURCES`
+    missing:dict, # component -> why there is no counter
+    root:Path=Path('/'), # of the system's files
+    system:str='', # as platform.system() calls it; by default this one
+    virtual:bool|None=None, # is this a virtual machine? None: as the system says
+) -> tuple: # the command, and what it brings; ('', '') where the sources are the best
+    "The one command that would bring a better source for the CPU."
+    system, why = system or platform.system(), missing.get('cpu', '')
+    if sources.get('cpu') != 'cpu_time': return '', ''
+    virtual = is_virtual() if virtual is None else virtual
+    if found := re.search('sudo chmod .*', why): return found[0].rstrip(' .'), 'RAPL, until the next start'
+    if system == 'Darwin':
+        return ('echo "$USER ALL = (root) NOPASSWD: /usr/bin/powermetrics" | sudo tee /etc/sudoers.d/powermetrics',
+            'the power of the chip, sampled')
+    if system != 'Linux' or virtual: return WATTS_COMMAND, 'an estimate that is calibrated'
+    if any((root/mark).exists() for mark in ('.dockerenv', 'run/.containerenv')):
+        return 'docker run --security-opt systempaths=unconfined …', 'RAPL, which Docker hides from its containers'
+    return 'sudo modprobe intel_rapl_msr', 'RAPL, where the processor has it'
+
+# %% ../../nbs/12_energy.counters.ipynb #h11
+def fit_watts(
+    readings:list, # (CPU-seconds, seconds, joules) of at least three pieces of work
+) -> dict: # watts of a busy thread, se; idle watts
+    """Watts of a busy thread, from the readings of a wall meter or of RAPL.
+
+    Raises: ValueError where the readings cannot tell work from time."""
+    import numpy as np
+    table = np.asarray(readings, float)
+    if table.ndim != 2 or table.shape[1:] != (3,) or len(table) < 3 or np.linalg.matrix_rank(table[:, :2]) < 2:
+        raise ValueError('fit_watts needs at least three readings (CPU-seconds, seconds, joules) with different '
+            'numbers of busy threads.')
+    x, joules = table[:, :2], table[:, 2]
+    (watts, idle), *_ = np.linalg.lstsq(x, joules, rcond=None)
+    variance = ((joules - x @ [watts, idle])**2).sum()/(len(table) - 2)
+    return dict(watts=float(watts), se=float(math.sqrt(variance*np.linalg.inv(x.T @ x)[0, 0])), idle=float(idle))
+
 # %% ../../nbs/12_energy.counters.ipynb #e085
 def describe_meter(
     meter:Meter, # from `open_meter`
@@ -470,7 +778,7 @@ def describe_meter(
 ) -> dict: # machine, versions, label, sources, watts, idle power and one row for each size
     "Describe a meter by what it is and by what it reads."
     idle = measure_idle(meter, .2)
-    readings = {n: measure(lambda: calibration_workload(n), meter) for n in sizes}
+    readings = {n: read_calibration(meter, products=n) for n in sizes}
     def row(products, reading):
         columns = ('joules', 'se', 'seconds', 'ram_joules', 'repeats')
         return dict(products=products) | {column: getattr(reading, column) for column in columns}

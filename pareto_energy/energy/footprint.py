@@ -7,6 +7,7 @@ __all__ = ['measure_inference', 'lifetime_energy', 'break_even', 'carbon_intensi
 
 # %% ../../nbs/14_energy.footprint.ipynb #imp
 import math
+from dataclasses import dataclass
 from ..core import lookup
 from .meter import Measurement, Meter, load_codecarbon, measure, scale
 from .counters import JOULES_PER_KWH
@@ -81,14 +82,86 @@ def mean_carbon_intensity(
 ) -> float: # g/kWh
     """Mean carbon intensity over a stretch of time.
 
-    Raises: `ValueError` where the series begins after the start."""
+    Raises: `ValueError` where the series begins after the start, or ends before the end."""
     import pandas as pd
     start = pd.Timestamp(start)
     end = start + pd.Timedelta(seconds=seconds)
     if start < series.index[0]:
         raise ValueError(f'The series of intensities starts at {series.index[0]}, after {start}.')
+    step = series.index[-1] - series.index[-2] if len(series) > 1 else pd.Timedelta(hours=1)
+    if end > series.index[-1] + step:
+        raise ValueError(f'The series of intensities ends at {series.index[-1] + step}, before {end}.')
     changes = series.index[(series.index > start) & (series.index < end)]
     edges = pd.DatetimeIndex([start, *changes, end])
     intensities = series.reindex(edges[:-1], method='ffill').to_numpy()
     durations = (edges[1:] - edges[:-1]).total_seconds().to_numpy()
     return float((intensities*durations).sum()/seconds)
+
+# %% ../../nbs/14_energy.footprint.ipynb #i02
+_INTENSITY_COLUMNS = ('time', 'g_per_kwh')
+
+def read_intensities(
+    path, # of a CSV with the columns time and g_per_kwh
+): # pandas Series of g/kWh by time stamp, UTC without a zone
+    """Carbon intensities of your own, each valid from its time stamp on.
+
+    Raises: `ValueError` that names the line and what is wrong with it."""
+    import pandas as pd
+    try: table = pd.read_csv(path, dtype=str)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path} is no CSV ({e}): it needs the columns time and g_per_kwh.') from e
+    if missing := [c for c in _INTENSITY_COLUMNS if c not in table]:
+        raise ValueError(f"{path} lacks the column {missing[0]}: it has {', '.join(table)}. Each line needs a time "
+            'stamp and grams of CO2 equivalent a kilowatt-hour.')
+    times = pd.to_datetime(table.time, errors='coerce', utc=True, format='ISO8601').dt.tz_localize(None)
+    values = pd.to_numeric(table.g_per_kwh, errors='coerce')
+    _check_lines(path, table, times, values)
+    return pd.Series(values.to_numpy(), index=pd.DatetimeIndex(times), name='g_per_kwh')
+
+def _check_lines(path, table, times, values):
+    """Refuse a series that has a wrong line, or is in another unit.
+
+    Raises: `ValueError` that names it."""
+    if table.empty: raise ValueError(f'{path} has no lines below its header.')
+    checks = ((times.isna(), 'time', 'a time stamp such as 2026-01-31T13:00'),
+        (~(values >= 0), 'g_per_kwh', 'a number from 0'), (~(times.diff().dt.total_seconds().fillna(1) > 0), 'time',
+            'later than the line before'))
+    for wrong, column, expected in checks:
+        if not wrong.any(): continue
+        line = int(wrong.to_numpy().argmax())
+        raise ValueError(f'{path}, line {line + 2}: {column} must be {expected}, not {table[column].iloc[line]!r}.')
+    if values.max() < 2:
+        raise ValueError(f'{path} holds at most {values.max():g} g/kWh, as if in kilograms: multiply by 1,000.')
+
+# %% ../../nbs/14_energy.footprint.ipynb #s02
+SECONDS_PER_YEAR = 365.25*86400
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the making of a machine emitted, and how long it serves.
+
+    Raises: `ValueError` for a number that is none of the kind."""
+    embodied_kg: float = 0. # kilograms of CO2 equivalent
+    lifespan_years: float = 4.
+    share: float = 1. # of its resources that the work reserves
+
+    def __post_init__(self):
+        if not self.embodied_kg >= 0: raise ValueError(f'embodied_kg must be a number from 0, not {self.embodied_kg}.')
+        if not self.lifespan_years > 0: raise ValueError(f'lifespan_years must be above 0, not {self.lifespan_years}.')
+        if not 0 < self.share <= 1: raise ValueError(f'share must be above 0 and at most 1, not {self.share}.')
+
+    def grams(self, seconds:float) -> float: # of CO2 equivalent
+        "The share of the embodied emissions that so many seconds take."
+        return 1000*self.embodied_kg*self.share*seconds/(self.lifespan_years*SECONDS_PER_YEAR)
+
+def sci_score(
+    joules:float, # of the work
+    seconds:float, # that it reserves the hardware
+    grams_per_kwh:float, # from `carbon_intensity`, or a mean of your own
+    hardware:Hardware=Hardware(),
+    units:float=1., # functional units of work, such as thousands of predictions
+    pue:float=1., # power usage effectiveness
+) -> dict: # operational and embodied grams, and sci: grams for each functional unit
+    "Software Carbon Intensity (ISO/IEC 21031:2024)."
+    operational, embodied = footprint(joules, grams_per_kwh, pue=pue)['grams'], hardware.grams(seconds)
+    return dict(operational=operational, embodied=embodied, sci=(operational + embodied)/units)

@@ -11,7 +11,7 @@ import ctypes, io, logging, math, os, platform, re, signal, statistics, sys, tem
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 # %% ../../nbs/11_energy.meter.ipynb #e006
@@ -33,6 +33,8 @@ SOURCES = dict(
     rapl=Source('measured', .001),
     emi=Source('measured', .01),
     nvml=Source('measured', .1),
+    amdsmi=Source('measured', .1),
+    gpu_shared=Source('estimated', .1),
     powermetrics=Source('sampled', 1.),
     cpu_time=Source('estimated', .005),
     constant=Source('estimated', 0., counts=False),
@@ -45,9 +47,13 @@ class ComponentEnergy:
     joules: float
     source: str # a name in `SOURCES`
     se: float|None = None # standard error, joules; None for a single reading
+    is_chosen: bool = True # False where a study leaves the component out
 
     @property
     def label(self): return SOURCES[self.source].label
+
+    @property
+    def counts(self): return self.is_chosen and SOURCES[self.source].counts # in the objective?
 
 # %% ../../nbs/11_energy.meter.ipynb #e008w
 def weakest_label(
@@ -56,6 +62,29 @@ def weakest_label(
     "The weakest label among the sources that count."
     labels = [SOURCES[source].label for source in sources.values() if SOURCES[source].counts]
     return max(labels, key=LABELS.index)
+
+# %% ../../nbs/11_energy.meter.ipynb #e008v
+MEASURED_SHARE = .95 # of the joules, from which energy is called measured where a study does not say
+
+def measured_share(
+    joules:dict, # component -> joules, of the components that count
+    sources:dict, # component -> a name in `SOURCES`
+) -> float: # from 0 to 1; nan for 0 J
+    "Share of the joules that counters measured."
+    total = math.fsum(joules.values())
+    measured = math.fsum(j for c, j in joules.items() if SOURCES[sources[c]].label == 'measured')
+    return measured/total if total else math.nan
+
+def label_text(
+    label:str, # of the energy, as it is logged
+    share:float=math.nan, # that was measured; nan: not known
+    threshold:float=MEASURED_SHARE, # from which the energy is called measured
+) -> str:
+    "A label with the share that was measured."
+    weakest, *converted = label.split(', ') # such as 'calibrated'
+    if weakest in ('measured', 'simulated') or not share > 0: return label
+    text = f'{math.floor(100*share + 1e-9)} % measured'
+    return ', '.join([text if share >= threshold else f'{weakest}, {text}', *converted])
 
 # %% ../../nbs/11_energy.meter.ipynb #e009
 @dataclass(frozen=True)
@@ -72,7 +101,7 @@ class Measurement:
     @property
     def counted(self):
         "The components that count."
-        return {c: p for c, p in self.parts.items() if SOURCES[p.source].counts}
+        return {c: p for c, p in self.parts.items() if p.counts}
 
     @property
     def joules(self):
@@ -92,7 +121,12 @@ class Measurement:
     @property
     def label(self):
         "The weakest label among the components that count."
-        return weakest_label(self.sources)
+        return weakest_label({c: p.source for c, p in self.counted.items()})
+
+    @property
+    def measured_share(self):
+        "Share of the joules that counters measured, from 0 to 1; nan for 0 J."
+        return measured_share({c: p.joules for c, p in self.counted.items()}, self.sources)
 
 # %% ../../nbs/11_energy.meter.ipynb #e011
 def sum_measurements(
@@ -100,9 +134,9 @@ def sum_measurements(
 ) -> Measurement: # of the whole work, without a standard error
     "Add the readings of successive stretches."
     def total(value): return math.fsum(map(value, readings))
-    parts = {c: ComponentEnergy(total(lambda r: r.parts[c].joules), p.source) for c, p in readings[0].parts.items()}
+    parts = readings[0].parts.items()
     return Measurement(
-        parts,
+        {c: replace(p, joules=total(lambda r: r.parts[c].joules), se=None) for c, p in parts},
         seconds=total(lambda r: r.seconds),
         cpu_seconds=total(lambda r: r.cpu_seconds),
         resolution=total(lambda r: r.resolution))
@@ -121,12 +155,12 @@ def average_measurements(
 ) -> Measurement: # their mean, with its standard error
     "Average the readings of repeated work."
     def mean(value): return statistics.fmean(map(value, readings))
-    def component(c, source):
+    def component(c, part):
         joules = [r.parts[c].joules for r in readings]
-        return ComponentEnergy(statistics.fmean(joules), source, standard_error(joules))
+        return replace(part, joules=statistics.fmean(joules), se=standard_error(joules))
     resolution = mean(lambda r: r.resolution)
     return Measurement(
-        parts={c: component(c, p.source) for c, p in readings[0].parts.items()},
+        parts={c: component(c, p) for c, p in readings[0].parts.items()},
         seconds=mean(lambda r: r.seconds),
         cpu_seconds=mean(lambda r: r.cpu_seconds),
         resolution=resolution,
@@ -139,12 +173,32 @@ class Meter:
     "The base of every meter; a meter of your own has `sources`, `begin` and `end`."
     sources = dict(cpu='cpu_time') # component -> a name in `SOURCES`
     scale_se = 0. # relative standard error of its scale
+    components = None # those that count; None: all that are read
+    device = 'cpu' # what trains, as in `device_names`
     gpus = None # names of the GPUs that it reads, as torch has them; None: it does not say
+    gpu_processes = frozenset() # (GPU, process) of this program that were seen at work on a GPU
+
+    def counts(self, component):
+        "Does a component count in the objective?"
+        return (self.components is None or component in self.components) and SOURCES[self.sources[component]].counts
+
+    def choose(self,
+        components:list, # those that count
+    ):
+        """Let some components alone count in the objective.
+
+        Raises: `MeterError` for one that this meter does not read."""
+        for c in components:
+            if c in self.sources and SOURCES[self.sources[c]].counts: continue
+            what = f'is a constant here ({self.sources[c]})' if c in self.sources else 'is not read here'
+            reads = ' and '.join(c for c in self.sources if SOURCES[self.sources[c]].counts)
+            raise MeterError(f'components names {c}, which {what}: this meter reads {reads}.')
+        self.components = tuple(components)
 
     @property
     def label(self):
         "The weakest label among the sources that count."
-        return weakest_label(self.sources)
+        return weakest_label({c: source for c, source in self.sources.items() if self.counts(c)})
 
     @property
     def machine_id(self):
@@ -202,7 +256,7 @@ def _check_joules(
     for component, j in joules.items():
         name = meter.sources[component]
         source = SOURCES[name]
-        if not source.counts: continue
+        if not meter.counts(component): continue
         if not j >= 0:
             raise MeterError(f'The {name} counter of the {component} went backwards: {j} J in {seconds:.2f} s.')
         if j == 0 and source.label != 'simulated' and seconds > 3*source.update_period:
@@ -291,13 +345,14 @@ def _share_joules(
     joules:dict, # component -> joules of the window
     segment:_Segment, # the stretch
     window:_Segment, # all stretches of the window together
-    sources:dict, # component -> a name in `SOURCES`
+    meter:Meter, # that read them
 ) -> Measurement: # of the stretch
     "The share of one stretch in the joules of its window."
     time_share = segment.seconds/window.seconds
     cpu_share = segment.cpu_seconds/window.cpu_seconds if window.cpu_seconds else time_share
     shares = {c: time_share if c == 'gpu' else cpu_share for c in joules}
-    parts = {c: ComponentEnergy(j*shares[c], sources[c]) for c, j in joules.items()}
+    chosen = meter.components or joules
+    parts = {c: ComponentEnergy(j*shares[c], meter.sources[c], is_chosen=c in chosen) for c, j in joules.items()}
     return Measurement(parts, segment.seconds, segment.cpu_seconds)
 
 # %% ../../nbs/11_energy.meter.ipynb #e031
@@ -330,7 +385,7 @@ class _Readings:
         rel_se = math.hypot(edge_error, self.meter.scale_se)
         for segment in self._segments:
             if segment.counts:
-                share = _share_joules(joules, segment, window=window, sources=self.meter.sources)
+                share = _share_joules(joules, segment, window=window, meter=self.meter)
                 self._parts.append(replace(share, resolution=rel_se*share.joules))
             if segment.ends_lap: self._end_lap()
         self._open()
@@ -436,13 +491,57 @@ def measure(
     return replace(mean, se=first.se*math.sqrt(first.repeats/mean.repeats), dof=first.dof)
 
 # %% ../../nbs/11_energy.meter.ipynb #e059
+def device_names(
+    device:str, # what trains: 'cpu', 'mps', 'cuda', 'cuda:1', several with commas between them, or 'all' GPUs
+) -> list: # as torch names them, a GPU with its index
+    "The devices that train."
+    import torch
+    if device == 'all': return [f'cuda:{i}' for i in range(torch.cuda.device_count())]
+    names = [name.strip() for name in device.split(',')]
+    return ['cuda:0' if name == 'cuda' else name for name in names]
+
+def synchronize(device:str): # as in `device_names`
+    "Wait until the GPUs that train have done what they were given."
+    import torch
+    for name in device_names(device) if device != 'cpu' else []:
+        if name.startswith('cuda'): torch.cuda.synchronize(name)
+        elif name.startswith('mps'): torch.mps.synchronize()
+
+GPU_MATRIX, CPU_MATRIX = 2048, 256 # rows and columns
+
+@cache
+def _gpu_matrix(name):
+    "The same random numbers on each device; ones would take less power."
+    import torch
+    return torch.randn(GPU_MATRIX, GPU_MATRIX, generator=torch.Generator().manual_seed(0)).to(name)
+
 def calibration_workload(
-    products:int=100, # products of two 256 × 256 matrices
+    products:int=100, # products of two square matrices
+    device:str='cpu', # as in `device_names`
 ):
-    "Multiply matrices: the calibration workload."
-    import numpy as np
-    a = np.ones((256, 256))
-    for _ in range(products): a @ a
+    "Multiply matrices where training runs: the calibration workload."
+    if device == 'cpu':
+        import numpy as np
+        a = np.ones((CPU_MATRIX, CPU_MATRIX))
+        for _ in range(products): a @ a
+        return
+    matrices = [_gpu_matrix(name) for name in device_names(device)]
+    for _ in range(products):
+        for a in matrices: a @ a # side by side: a GPU does not wait for the other
+
+def read_calibration(
+    meter:Meter, # of the machine
+    device:str|None=None, # as in `device_names`; None: that of the meter
+    products:int=100, # of one reading
+    **measuring, # further arguments of `measure`
+) -> Measurement: # of the calibration workload
+    "Read the calibration workload where training runs."
+    device = device or meter.device
+    work = partial(calibration_workload, products, device)
+    if device != 'cpu': # the first product loads the library
+        calibration_workload(1, device)
+        synchronize(device)
+    return measure(work, meter, **measuring)
 
 # %% ../../nbs/11_energy.meter.ipynb #e065
 def scale(

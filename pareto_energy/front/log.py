@@ -261,7 +261,7 @@ TYPES = dict(line=int, dataset=str, family=str, strategy=str, seed=int, number=i
     label=str, machine_id=str, run=dict, spent=NUMBER, reason=str, epoch=NUMBER, fresh_seed=int, after=int,
     joules=NUMBER, se=NUMBER, repeats=int, gain=NUMBER, cost=NUMBER)
 START_FIELDS = ('configuration', 'origin', 'label', 'machine_id') # of a trial's start
-READING_FIELDS = ('after', 'joules', 'se', 'repeats')
+READING_FIELDS = ('after', 'joules', 'se', 'repeats') # and device, where a calibration did not run on the CPU
 FIELDS = dict(started=START_FIELDS, finished=(*START_FIELDS, 'run', 'spent'), failed=(*START_FIELDS, 'reason', 'spent'),
     retrained=('epoch', 'fresh_seed', 'spent'), interrupted=('reason', 'spent'), search_end=('gain', 'cost', 'joules'),
     calibration=READING_FIELDS, idle=READING_FIELDS)
@@ -453,14 +453,16 @@ def read_trials(
 # %% ../../nbs/30_front.log.ipynb #c10
 def machine_readings(
     events:list, # of the machine itself
-    kind:str, # 'reference', or 'idle', whose joules are those of one second
+    kind:str, # 'calibration', or 'idle', whose joules are those of one second
+    device:str|None=None, # that the workload ran on; None: whichever
 ) -> list: # of dicts: after (trials), joules, se, repeats
     "Readings of one kind."
-    return [{k: e[k] for k in READING_FIELDS} for e in events if e['event'] == kind]
+    return [{k: e[k] for k in READING_FIELDS} for e in events if e['event'] == kind
+        and device in (None, e.get('device', 'cpu'))]
 
-def read_machine(path:Path, kind:str) -> list:
+def read_machine(path:Path, kind:str, device:str|None=None) -> list: # as in `machine_readings`
     "The readings of the machine itself in a log."
-    return machine_readings(read_log(path).machine_events, kind)
+    return machine_readings(read_log(path).machine_events, kind, device)
 
 # %% ../../nbs/30_front.log.ipynb #rp01
 def read_ref_points(path:Path) -> dict: # dataset -> `RefPoint`

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from ..core import lookup
+from ..energy.counters import GPU_SETTINGS
 from .data import Dataset
-from .space import Categorical, Float, Int, Space, restrict
+from .space import Categorical, Float, Int, Ordinal, Space, restrict
 
 # %% ../../nbs/22_models.families.ipynb #c06
 def _linear(data, width):
@@ -263,18 +264,27 @@ def family_space(
     ranges = ranges or {}
     _check_ranges(ranges)
     space, unused = lookup(family, SPACES, 'family'), _UNUSED_PARAMETERS.get(modality, ())
-    shared = {name: r for name, r in ranges.get('all', {}).items() if name in space}
+    shared = {name: r for name, r in ranges.get('all', {}).items() if name in space or name in GPU_SETTINGS}
     own = shared | ranges.get(family, {})
-    for name in own: lookup(name, space, 'hyper-parameter')
+    for name in own: lookup(name, [*space, *GPU_SETTINGS], 'hyper-parameter')
     used = Space({name: p for name, p in space.items() if name not in unused})
-    return restrict(used, {name: r for name, r in own.items() if name not in unused})
+    space = restrict(used, {name: r for name, r in own.items() if name in used})
+    return _with_gpu_settings(space, own)
+
+def _with_gpu_settings(space, ranges):
+    "The power limits and clocks that a study names: options in their order, or one value."
+    for name in GPU_SETTINGS:
+        values = ranges.get(name)
+        if isinstance(values, (list, tuple)): space[name] = Ordinal(values, system=True)
+        elif values is not None: space.fixed[name] = space.fixed_values[name] = values
+    return space
 
 def _check_ranges(ranges):
     if not isinstance(ranges, dict) or not all(isinstance(r, dict) for r in ranges.values()):
         raise ValueError(
             f"ranges must map families to ranges, as in {{'mlp': {{'width': [8, 64]}}}}, not {ranges!r}.")
     for name in ranges: lookup(name, [*SPACES, 'all'], 'family in ranges')
-    every_parameter = sorted(set().union(*SPACES.values()))
+    every_parameter = sorted(set(GPU_SETTINGS).union(*SPACES.values()))
     for name in ranges.get('all', {}): lookup(name, every_parameter, 'hyper-parameter')
 
 # %% ../../nbs/22_models.families.ipynb #c26b

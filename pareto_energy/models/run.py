@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ..energy.meter import Meter, MeterError, average_measurements, scale, sum_measurements
-from ..energy.counters import interference, system_snapshot
+from ..energy.counters import allocated_bytes, interference, system_snapshot
 from ..energy.footprint import measure_inference
 
 # %% ../../nbs/23_models.run.ipynb #c12
@@ -40,6 +40,7 @@ class Run:
     diverged: str|None = None # why the training went no further, where its loss or utility became infinite or nan
     ended_early: bool = False # by itself, with fewer reports than epochs, none of which names its epoch
     deployments: list = field(default_factory=list) # dicts, as from `read_deployments`
+    measured_share: float|None = None # of the joules, by counters; None where it is not known
 
 # %% ../../nbs/23_models.run.ipynb #set
 @dataclass
@@ -160,7 +161,9 @@ def measure_predictions(
     reading = measure_inference(predictor.predict, predictor.batch, meter, seconds=min(_PILOT_SECONDS, seconds/2),
         max_seconds=max(min(_MAX_READING_SECONDS, seconds), five_batches), warm_up=1, size=predictor.work)
     spent = reading.joules*predictor.batch/1000*(reading.repeats + 2) # with the batch that was timed, and the warm-up
-    return dict(joules=reading.joules, se=reading.se, spent=spent)
+    share = reading.measured_share
+    of_share = dict(measured_share=share) if 0 < share < 1 else {}
+    return dict(joules=reading.joules, se=reading.se, spent=spent) | of_share
 
 # %% ../../nbs/23_models.run.ipynb #i02
 class NotDeployed(Exception):
@@ -292,21 +295,15 @@ class Trainer:
         "Number of trainable parameters, where it is known."
 
 # %% ../../nbs/23_models.run.ipynb #g02
-def _gpu_bytes() -> dict: # GPU -> bytes that this process has taken on it so far
-    "What torch has allocated on each GPU; empty where it has used none."
-    if not torch.cuda.is_initialized(): return {}
-    allocated = 'allocated_bytes.all.allocated'
-    return {f'cuda:{i}': torch.cuda.memory_stats(i).get(allocated, 0) for i in range(torch.cuda.device_count())}
-
-def _check_gpus(before, read):
+def _check_gpus(before, read, processes=frozenset()): # processes: (GPU, number) of those that began meanwhile
     """Refuse a run on GPUs whose joules nobody reads.
 
     Raises: `MeterError` that names them."""
-    used = {gpu for gpu, n in _gpu_bytes().items() if n > before.get(gpu, 0)}
+    used = {gpu for gpu, n in allocated_bytes().items() if n > before.get(gpu, 0)} | {gpu for gpu, _ in processes}
     if read is None or used <= read: return
-    device = 'one of them as device, and train on that one alone' if len(used) > 1 else f"device='{min(used)}'"
-    reads = f'the GPU {min(read)}' if read else 'no GPU'
-    raise MeterError(f"The training uses {' and '.join(sorted(used))}, but the meter reads {reads}: give {device}.")
+    reads = f"the GPU {' and '.join(sorted(read))}" if read else 'no GPU'
+    raise MeterError(f"The training uses {' and '.join(sorted(used))}, but the meter reads {reads}: "
+        f"give device='{','.join(sorted(used))}', or train on fewer.")
 
 # %% ../../nbs/23_models.run.ipynb #r01
 MIN_UPDATES = 3 # of the counter, within all repeats of a run
@@ -330,7 +327,7 @@ class Repeats:
         self.laps = [] # of all repeats
         self.laps_per_run = 1 if trainer.one_lap else epochs
         self.before = system_snapshot()
-        self.gpu_bytes = _gpu_bytes()
+        self.gpu_bytes, self.gpu_processes = allocated_bytes(), set() # before the run
 
     def until_precise(self,
         window, # of a meter
@@ -354,7 +351,7 @@ class Repeats:
         laps_before = window.count
         model = self._repeat(window) if self.utilities else self._first_run(window)
         if not self.trainer.one_lap: self.laps_per_run = len(self.utilities)
-        _check_gpus(self.gpu_bytes, window.meter.gpus)
+        _check_gpus(self.gpu_bytes, window.meter.gpus, window.meter.gpu_processes - self.gpu_processes)
         laps = window.count - laps_before
         if laps != self.laps_per_run:
             raise RuntimeError(f'the run has {laps} stretches of training for {self.laps_per_run} utilities')
@@ -435,7 +432,7 @@ def build_run(
         stopping_joules=math.fsum(repeats.stopping_rule.joules),
         interference=interference(repeats.before, system_snapshot()), max_epochs=repeats.epochs,
         epochs=repeats.trainer.epochs, diverged=repeats.diverged, ended_early=repeats.trainer.ended_early,
-        deployments=list(deployments))
+        deployments=list(deployments), measured_share=total.measured_share if total.joules else None)
 def _without_first(laps, epochs):
     "Laps of which the first of each run, before any training, takes 0 J."
     first, rest = laps[0].joules, [lap.joules for lap in laps[1:epochs]]
@@ -509,6 +506,8 @@ def _read(deployed, meter, seconds, spent):
     found = dict(unit=deployed.unit, epochs=list(deployed.epochs), utility=list(map(float, deployed.utility)))
     found |= _joules_of_epochs(readings, deployed.epochs)
     if deployed.test is not None: found['test'] = float(deployed.test)
+    shares = [r['measured_share'] for r in readings.values() if 'measured_share' in r]
+    if shares: found['measured_share'] = min(shares)
     spent += [r['spent'] for r in readings.values()]
     return found
 
@@ -524,6 +523,7 @@ def run_trainer(
     Raises: `TrainingFailed` where the training raises an exception, and `MeterError` where the meter does."""
     rule = StoppingRule(settings.deadline, settings.should_continue)
     repeats = Repeats(trainer, epochs, stopping_rule=rule, stop_after=settings.stop_after)
+    repeats.gpu_processes = set(meter.gpu_processes)
     trainer.grid = settings.grid if settings.deployments else None
     with fail_training(repeats), _spare_existing_objects(meter):
         with meter.window(settings.target_rel_se) as window:

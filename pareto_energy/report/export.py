@@ -8,13 +8,15 @@ __all__ = ['trials_table', 'emissions_table', 'emissions_block', 'from_distribut
 
 # %% ../../nbs/66_report.export.ipynb #imp
 import warnings
-from dataclasses import fields
+from dataclasses import dataclass, fields
 import pandas as pd
 from ..core import lookup, study_path
+from ..energy.meter import MEASURED_SHARE
 from ..energy.counters import JOULES_PER_KWH
-from ..energy.footprint import carbon_intensity, footprint
+from ..energy.footprint import Hardware, carbon_intensity, footprint, mean_carbon_intensity, sci_score
 from ..models.space import Categorical, Float, Int, Ordinal, Space
 from ..front.log import KEY, read_study
+from .tables import energy_breakdown, energy_label
 
 # %% ../../nbs/66_report.export.ipynb #t01
 def _last_epoch(t):
@@ -26,7 +28,7 @@ def _row(t):
     key = dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, source=t.origin.source)
     configuration = {f'configuration.{name}': value for name, value in t.configuration.items()}
     last = _last_epoch(t) if t.status == 'finished' else {}
-    return key | configuration | last | dict(spent=t.spent, label=t.label, machine=t.machine_id)
+    return key | configuration | last | dict(spent=t.spent, label=energy_label([t]), machine=t.machine_id)
 
 def trials_table(
     trials:list, # of a study
@@ -55,7 +57,7 @@ def _emissions(t, grams_per_kwh, country, project):
     total, parts = footprint(t.run['joules'][-1], grams_per_kwh), _joules_by_component(t.run)
     by_component = {f'{c}_energy': parts[c]/JOULES_PER_KWH for c in ('cpu', 'gpu') if c in parts}
     kilograms = total['grams']/1000
-    return dict(project_name=f'{project} ({t.label})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}',
+    return dict(project_name=f'{project} ({energy_label([t])})', run_id=t.name, experiment_id=f'{t.dataset}/{t.family}',
         duration=t.run['seconds'], emissions=kilograms, emissions_rate=kilograms/t.run['seconds'], **by_component,
         ram_energy=t.run['ram_joules']/JOULES_PER_KWH, energy_consumed=total['kwh'], country_iso_code=country,
         cpu_model=t.machine_id, pue=1)
@@ -66,10 +68,11 @@ def emissions_block(
     label:str, # of the energy
     machine:str, # its description
     country:str, # ISO code of three letters
+    intensity:float|None=None, # g/kWh; None: the mean of the country
 ) -> str: # YAML, for the head of a model card
     "The emissions of a point of the front, for its model card."
     import yaml
-    intensity = carbon_intensity(country)
+    if intensity is None: intensity = carbon_intensity(country)
     joules, joules_ci = row.get('training', row.joules), row.get('training_ci', row.joules_ci)
     grams = footprint(joules, intensity)['grams']
     source = (f'pareto_energy: {joules:.3g} ± {joules_ci:.2g} J a training run ({label}; mean of {row.seeds} '
@@ -77,6 +80,49 @@ def emissions_block(
     block = dict(emissions=float(f'{grams:.3g}'), source=source, training_type='pre-training',
         geographical_location=country, hardware_used=machine)
     return yaml.safe_dump(dict(co2_eq_emissions=block), sort_keys=False, allow_unicode=True, width=1000)
+
+# %% ../../nbs/66_report.export.ipynb #k01
+@dataclass(frozen=True)
+class CarbonSettings:
+    "What the carbon of a study is computed with."
+    country: str = 'GBR' # ISO code of three letters
+    intensities: object = None # g/kWh by time, from `read_intensities`; None: the mean of the country
+    started: str|None = None # time stamp of the first trial; None: the mean of the whole series
+    predictions: float = 1e6 # in a model's life
+    hardware: Hardware = Hardware()
+
+    def intensity(self, seconds:float) -> float: # g/kWh
+        "The mean intensity, from the start over so many seconds."
+        if self.intensities is None: return carbon_intensity(self.country)
+        if self.started is None: return float(self.intensities.mean())
+        return mean_carbon_intensity(self.intensities, self.started, seconds)
+
+def carbon_record(
+    row, # of `front_table`: joules or training, and inference where it is known
+    trials:list, # of its dataset
+    carbon:CarbonSettings=CarbonSettings(),
+) -> dict: # search, training, life: joules and grams; sci where embodied emissions are stated
+    "The CO2 of the search, of one training and of a model's life."
+    watts, thousands, training = _median_watts(trials), carbon.predictions/1000, float(row.get('training', row.joules))
+    inference = float(row.get('inference', float('nan')))
+    joules = dict(search=float(energy_breakdown(trials).joules.sum()), training=training)
+    if inference == inference: joules['life'] = training + thousands*inference
+    record = {name: _grams(j, seconds=j/watts, carbon=carbon) for name, j in joules.items()}
+    if 'life' not in record: return record
+    record['life'] = dict(predictions=carbon.predictions, **record['life'])
+    if not carbon.hardware.embodied_kg: return record
+    grams = record['life']['grams'] + record['life']['embodied_grams']
+    return record | dict(sci=dict(grams=_rounded(grams/thousands), unit='1,000 predictions of the life'))
+
+def _median_watts(trials): # of their trainings
+    return float(pd.Series([t.run['joules'][-1]/t.run['seconds'] for t in trials if t.status == 'finished']).median())
+
+def _rounded(x): return float(f'{x:.3g}')
+
+def _grams(joules, seconds, carbon):
+    score = sci_score(joules, seconds, carbon.intensity(seconds), hardware=carbon.hardware)
+    embodied = dict(embodied_grams=_rounded(score['embodied'])) if carbon.hardware.embodied_kg else {}
+    return dict(joules=_rounded(joules), grams=_rounded(score['operational']), **embodied)
 
 # %% ../../nbs/66_report.export.ipynb #o01
 def as_distributions(
@@ -113,7 +159,7 @@ def _to_optuna_trial(t, space, distributions):
     return create_trial(params={k: t.configuration[k] for k in space}, distributions=distributions,
         state=TrialState.COMPLETE if finished else TrialState.FAIL,
         values=[t.run['utility'][-1], t.run['joules'][-1]] if finished else None,
-        user_attrs=dict(trial=t.name, label=t.label, machine=t.machine_id, reason=t.reason, **space.fixed))
+        user_attrs=dict(trial=t.name, label=energy_label([t]), machine=t.machine_id, reason=t.reason, **space.fixed))
 
 def to_optuna(
     trials:list, # of one dataset and one family
@@ -195,11 +241,29 @@ def log_to_mlflow(
     for t in trials:
         with mlflow.start_run(run_name=t.name):
             mlflow.log_params(t.configuration)
-            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=t.label,
+            mlflow.set_tags(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=energy_label([t]),
                 machine=t.machine_id))
-            for epoch, (utility, joules) in enumerate(zip(t.run.get('utility', []), t.run.get('joules', [])), 1):
-                mlflow.log_metrics(dict(utility=utility, joules=joules), step=epoch)
+            for epoch, utility, joules in zip(t.epochs, t.run.get('utility', []), t.run.get('joules', [])):
+                mlflow.log_metrics(dict(utility=utility, joules=joules), step=int(epoch))
             mlflow.end_run(_MLFLOW_STATUS[t.status])
+
+# %% ../../nbs/66_report.export.ipynb #wb01
+def log_to_wandb(
+    trials:list, # of a study
+    project:str, # its name there
+    folder=None, # where the runs are written; None: ./wandb
+    mode:str='offline', # or 'online', which needs an account
+):
+    "Log trials as runs of Weights & Biases."
+    import wandb
+    for t in trials:
+        run = wandb.init(project=project, name=t.name, dir=folder, mode=mode, config=dict(t.configuration),
+            group=f'{t.dataset}/{t.family}', reinit='finish_previous', settings=wandb.Settings(silent=True))
+        for epoch, utility, joules in zip(t.epochs, t.run.get('utility', []), t.run.get('joules', [])):
+            run.log(dict(utility=utility, joules=joules), step=int(epoch))
+        run.summary.update(dict(zip(KEY, t.key)) | dict(status=t.status, reason=t.reason, label=energy_label([t]),
+            machine=t.machine_id))
+        run.finish(exit_code=int(t.status != 'finished'))
 
 # %% ../../nbs/66_report.export.ipynb #w01
 FORMATS = dict(csv='trials.csv', parquet='trials.parquet', emissions='emissions.csv', card='cards.yaml')
@@ -210,30 +274,38 @@ def export(
     format:str, # a name in `FORMATS`
     path, # of the file
     country:str='GBR', # ISO code of three letters, for emissions and card
+    carbon:CarbonSettings|None=None, # of a card; None: of the country, without the hardware
 ):
     """Write a study's trials, or the emissions of its best models, to a file.
 
     Raises: ValueError for an unknown format; FileNotFoundError for a card before the study has a front."""
     lookup(format, FORMATS, 'format')
-    trials, *_ = read_study(study)
+    trials, _, settings = read_study(study)
     if format == 'csv': trials_table(trials).to_csv(path, index=False)
     elif format == 'parquet': _write_parquet(trials_table(trials), path)
     elif format == 'emissions': emissions_table(trials, country, study).to_csv(path, index=False)
-    else: path.write_text(_cards(study, trials, country), encoding='utf-8')
+    else:
+        label = energy_label(trials, settings.get('measured_share', MEASURED_SHARE))
+        path.write_text(_cards(study, trials, label, carbon or CarbonSettings(country)), encoding='utf-8')
 
 def _write_parquet(table, path):
     mixed = [c for c in table if c.startswith('configuration.') and table[c].dtype == object]
     try: table.astype({c: str for c in mixed}).to_parquet(path, index=False)
     except ImportError as e: raise ImportError('Parquet needs pyarrow: pip install pyarrow, or export to csv.') from e
 
-def _cards(study, trials, country):
-    "The emissions block of each point of the front, under a comment that names the point."
+def _cards(study, trials, label, carbon):
+    "The emissions and the carbon of each point of the front, under a comment that names the point."
+    import yaml
     path = study_path(study)/'front.csv'
     if not path.exists(): raise FileNotFoundError(f'No front in {path}: let the study end first.')
     table = pd.read_csv(path)
     cards = []
     for name, rows in table[table.on_front].groupby('dataset', sort=False):
+        of_dataset = [t for t in trials if t.dataset == name]
         for _, row in rows.iterrows():
-            block = emissions_block(row, label=trials[0].label, machine=trials[0].machine_id, country=country)
+            seconds = row.get('training', row.joules)/_median_watts(of_dataset)
+            block = emissions_block(row, label=label, machine=trials[0].machine_id, country=carbon.country,
+                intensity=carbon.intensity(seconds))
+            block += yaml.safe_dump(dict(carbon=carbon_record(row, of_dataset, carbon)), sort_keys=False)
             cards.append(f'# {name}: {row.family}, {row.searched}, {row.epochs} epochs\n{block}')
     return '\n'.join(cards)

@@ -9,20 +9,24 @@ __all__ = ['drift_sentence', 'idle_sentence', 'energy_time_sentence', 'marginal_
 
 # %% ../../nbs/61_report.sentences.ipynb #imp
 import math
+import re
 import numpy as np
 import pandas as pd
+from ..energy.meter import MEASURED_SHARE, SOURCES
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
 from ..front.log import KEY, TRAINING, EnergyObjective
 from ..front.pareto import pareto_front, trajectory_points
-from .tables import (
-    allowed_losses, break_even_table, energy_breakdown, family_allocation, format_interval, format_rounded, has_clear_gain,
-    has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front, savings, savings_within)
+from pareto_energy.report.tables import (
+    allowed_losses, break_even_table, energy_breakdown, energy_label, family_allocation, format_interval,
+    format_rounded, has_clear_gain, has_clear_price, Rule, choices_by_life, knee, metric_scale, model_names, on_front,
+    savings, savings_within)
 
 # %% ../../nbs/61_report.sentences.ipynb #d02
 def drift_sentence(
-    workload:pd.DataFrame, # readings of the calibration workload: after (trials), joules
+    workload:pd.DataFrame, # readings of the calibration workload where training ran: after (trials), joules
 ) -> str:
     "Whether the machine drifted."
+    if workload.empty: return 'The calibration workload was not read where training ran, so drift is not known.'
     drift = fit_drift(workload.after.tolist(), workload.joules.tolist())
     if math.isnan(drift['change']):
         return 'The calibration workload was read too seldom to tell whether the machine drifted.'
@@ -32,6 +36,22 @@ def drift_sentence(
         return (f'The machine drifted: the calibration workload changed by {trend}. Joules of early and late trials '
             'differ by that much without a cause in the trials; correct_drift divides it out.')
     return f'No drift above {100*DRIFT_THRESHOLD:.0f} %: the calibration workload changed by {trend}.'
+
+# %% ../../nbs/61_report.sentences.ipynb #lb01
+def label_sentence(
+    trials:list, # of a study
+    threshold:float=MEASURED_SHARE, # the study's `measured_share`
+) -> str: # empty where all joules have one label
+    "How much of the energy was measured, and what estimates the rest."
+    label = energy_label(trials, threshold)
+    if label == trials[0].label: return ''
+    sources = {c: s for t in trials for c, s in t.run.get('sources', {}).items() if s in SOURCES and SOURCES[s].counts}
+    by = lambda is_measured: ' and '.join(f'{s} ({c})' for c, s in sources.items()
+        if (SOURCES[s].label == 'measured') == is_measured)
+    share = re.search(r'(\d+) % measured', label)[1]
+    remark = '' if label.startswith(share) else f' Energy is called measured from {100*threshold:g} % on.'
+    return (f'{by(True)} measured {share} % or more of the joules of each trial, and the rest is an estimate: '
+        f'{by(False)}.{remark}')
 
 # %% ../../nbs/61_report.sentences.ipynb #d04b
 def idle_sentence(
@@ -62,7 +82,7 @@ def energy_time_sentence(
     r = np.corrcoef(np.log(energy), np.log(time))[0, 1]
     low, high = np.tanh(np.arctanh(min(r, 1 - 1e-12)) + np.array([-1, 1])*_Z95/math.sqrt(max(len(runs) - 3, 1e-9)))
     if low > _TIME_CORRELATION: verdict = 'here energy is nothing but time, and the front is one of utility and time'
-    elif all(run['sources'].get('cpu') == 'cpu_time' for run in runs):
+    elif all({s for s in run['sources'].values() if s != 'constant'} == {'cpu_time'} for run in runs):
         verdict = ('energy is estimated from CPU time here, so the difference says how runs waited, not what power '
             'they took')
     elif high < _TIME_CORRELATION: verdict = 'energy is more than time'

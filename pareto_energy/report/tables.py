@@ -14,12 +14,33 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 from scipy import stats
+from ..energy.meter import MEASURED_SHARE, SOURCES, label_text, measured_share
 from ..energy.statistics import fieller_interval, ci_half_width_of
 from ..energy.footprint import break_even, footprint
 from ..front.log import KEY, MIN_COST_SHARE, TRAINING, EnergyObjective, RefPoint, is_joint
 from ..front.pareto import (
     DEFAULT_DEPLOYMENT, beats_reference, hypervolume, in_answers, labelled_readings, log_joules, model_points,
     name_with_deployment, pareto_front, trajectory_points)
+
+# %% ../../nbs/60_report.tables.ipynb #lab
+def energy_label(
+    trials:list, # of one study
+    threshold:float=MEASURED_SHARE, # the study's `measured_share`
+) -> str: # such as '97 % measured'
+    "Where the joules of a study come from, with the share that was measured."
+    shares = [share for t in trials if t.run for share in _measured_shares(t.run) if not math.isnan(share)]
+    return label_text(trials[0].label, min(shares, default=math.nan), threshold)
+
+def _measured_shares(run):
+    "Of the training, and of the readings of its use that are measured in part."
+    yield _training_share(run) if run.get('measured_share') is None else run['measured_share']
+    yield from (d['measured_share'] for d in [*run.get('deployments', []), run.get('inference') or {}]
+        if 'measured_share' in d)
+
+def _training_share(run): # of a log that does not have it; nan where it cannot be told
+    sources = {c: s for c, s in run.get('sources', {}).items() if s in SOURCES and SOURCES[s].counts}
+    parts = run.get('parts') or dict.fromkeys(list(sources)[:1], 1.) # the sum alone, of CPUs
+    return measured_share({c: parts[c] for c in sources if c in parts}, sources)
 
 # %% ../../nbs/60_report.tables.ipynb #d02w
 def _scale_values(values, factor): return [None if v is None else factor*v for v in values]

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from inspect import isfunction
 from pathlib import Path
-from ..energy.meter import SOURCES
 from ..models.custom import surroundings
 
 # %% ../../nbs/50_run.executors.ipynb #c06
@@ -207,7 +206,7 @@ class SubprocessExecutor(Executor):
 
     def _joules_so_far(self):
         if not self.meter: return 0.
-        return math.fsum(j for c, j in self.meter.end().items() if SOURCES[self.meter.sources[c]].counts)
+        return math.fsum(j for c, j in self.meter.end().items() if self.meter.counts(c))
 
     def stop(self):
         "End the child at once."

@@ -9,6 +9,7 @@ __all__ = ['StudySettings', 'ReportSettings']
 import json, math, warnings
 from dataclasses import MISSING, dataclass, field, fields
 from ..core import lookup, output_folder, read_or_compute, study_path, write_text
+from ..energy.meter import MEASURED_SHARE
 from ..energy.counters import METERS
 from ..energy.calibration import MACHINE_POLICIES
 from ..models.data import METRICS, check_dataset_name
@@ -18,6 +19,7 @@ from ..front.log import ENERGY_KINDS, current_hyperparameters
 from ..search.trajectory import STRATEGIES
 
 # %% ../../nbs/51_run.settings.ipynb #d02
+COMPONENTS = ('cpu', 'gpu', 'ram')
 RETRAIN_SEED_START = 1000 # fresh seeds start here, beyond the seeds of searches
 
 def setting(
@@ -43,6 +45,7 @@ def _epochs(v):
 
 def _positive(v): return None if _is_number(v) and v > 0 else 'a number above 0'
 def _not_negative(v): return None if _is_number(v) and v >= 0 else 'a number from 0'
+def _share(v): return None if _is_number(v) and 0 <= v <= 1 else 'a number from 0 to 1'
 def _below_one(v): return None if _is_number(v) and v < 1 else 'a number below 1'
 def _mapping(v):
     return None if isinstance(v, dict) else "a mapping of families to ranges, as in {'mlp': {'width': [8, 64]}}"
@@ -74,7 +77,15 @@ def _seeds(v):
 class TrainingSettings:
     "How a study trains and measures one trial."
     meter: str = setting('a name in energy.counters.METERS', _one_of(METERS, 'meter'), 'codecarbon')
-    device: str = setting('what trains: cpu, cuda, cuda:1 or mps', _anything, 'cpu')
+    device: str = setting(
+        'what trains: cpu, mps, cuda, cuda:1; for loops and commands of your own also cuda:0,cuda:1 or all',
+        _anything, 'cpu')
+    components: list|None = setting(
+        'that count in the energy: cpu, gpu, ram; none: all that are read',
+        _optional(_list_of('component', _one_of(COMPONENTS, 'component'))), None)
+    watts: float|None = setting(
+        'of a busy hardware thread, where the CPU has no counter; none: of a table, else 4',
+        _optional(_positive), None)
     threads: int = setting("CPU threads, where the configuration doesn't say", _positive_integer, 1)
     repeats: int = setting('each run is read at least so often', _positive_integer, 2)
     target_rel_se: float = setting('and until its joules have this relative standard error', _positive, .03)
@@ -150,6 +161,9 @@ class StudySettings(TrainingSettings):
     machine_policy: str = setting(
         'several kinds of machines are refused (one), kept apart (per-machine) or calibrated to the first',
         _one_of(MACHINE_POLICIES, 'machine_policy'), 'one')
+    measured_share: float = setting(
+        'of the joules, from which they are called measured though the rest is an estimate',
+        _share, MEASURED_SHARE, fixed=False)
 
 # %% ../../nbs/51_run.settings.ipynb #s06
 def _country(v):
@@ -200,24 +214,31 @@ def check_settings(
         expected = f.metadata['check'](value)
         if expected: raise ValueError(f'{f.name} must be {expected}, not {value!r}.')
 
+def _device_kind(name):
+    import torch
+    try: return torch.device(name).type
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'Unknown device {name!r}: expected cpu, mps, cuda, cuda:1, cuda:0,cuda:1 or all.') from e
+
 def check_device(
     device:str, # such as 'cuda:1'
-    machine_policy:str='one', # as in `StudySettings`
+    families:list=(), # that train on it, beside loops of one's own
 ):
-    """Refuse a device that is not there.
+    """Refuse a device that is not there, and several of them for families.
 
     Raises: ValueError that names the devices that are."""
     import torch
-    try: kind = torch.device(device).type
-    except (RuntimeError, TypeError) as e:
-        raise ValueError(f'Unknown device {device!r}: expected cpu, cuda, cuda:1 or mps.') from e
-    if kind != 'cpu' and machine_policy == 'calibrated':
-        raise ValueError(f"Machines can't be calibrated for {device}, as the calibration workload runs on the CPU: "
-            'keep them apart (machine_policy: per-machine).')
+    names = device.split(',') if device != 'all' else ['cuda']
+    kinds = {_device_kind(name.strip()) for name in names}
     present = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not present.get(kind):
+    if missing := {kind for kind in kinds if not present.get(kind)}:
         seen = ', '.join(d for d, found in present.items() if found)
-        raise ValueError(f'The device {device} is not there: torch {torch.__version__} sees {seen}.')
+        raise ValueError(f"The device {', '.join(missing)} is not there: torch {torch.__version__} sees {seen}.")
+    if len(names) > 1 and kinds != {'cuda'}:
+        raise ValueError(f'The device {device} mixes kinds: name GPUs alone, as in cuda:0,cuda:1.')
+    if families and (device == 'all' or len(names) > 1):
+        raise ValueError(f'{families[0]} trains on one GPU, and {device} names several, whose idle power would count: '
+            'give one of them, as in cuda:1; loops and commands of your own may use several.')
 
 # %% ../../nbs/51_run.settings.ipynb #f02
 FORMER_NAMES = dict(initial='n_initial', precision='target_rel_se', cap='max_seconds', worth='min_gain_per_cost',

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from ..core import home, output_folder, read_or_compute, study_path
 from ..energy.meter import MeterError, machine_lock
+from ..energy.counters import GPU_SETTINGS, GpuLimits, check_gpu_limits
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label,
     prepared_path, read_prepared, write_prepared)
@@ -38,6 +39,7 @@ from .tasks import (MeasurementSettings, label_and_machine, measure_machine_stat
 class _StudyFiles(StudySettings):
     "The files of a study, and how it measures."
     own_data = data_record = None # a `Dataset` of one's own, and what is recorded of it
+    limits = None # `GpuLimits` as they were, where power limits or clocks are searched
 
     @property
     def own_record(self): # in study.json, beside the settings
@@ -159,7 +161,7 @@ class FamilyStudy(_StudySearches):
         if self.own_data: self.datasets = [self.own_data.name]
         check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
         self.objective = EnergyObjective(self.energy, self.predictions)
-        check_device(self.device, self.machine_policy)
+        check_device(self.device, [f for f in self.families if f not in self.functions])
         check_prior_study(self.warm)
         self.spaces = self.find_spaces()
 
@@ -263,10 +265,14 @@ def _suggestion(measurement, search, place, earlier):
     if family == ALL_FAMILIES: family, configuration = configuration['family'], configuration['configuration']
     return (dataset, family, strategy, seed, number), configuration, origin
 
+def _of_dead_worker(study, error):
+    if study.limits: study.limits.restore() # which it could not do
+    return dict(reason=error.reason, spent=error.spent)
+
 def _training(study, log, key, search, earlier):
     "Train a trial that has started, and log how it ended."
     try: event, content = yield train_trial, study.measurement, study.training, log.trials[key], search, earlier
-    except WorkerDied as e: event, content = 'failed', dict(reason=e.reason, spent=e.spent)
+    except WorkerDied as e: event, content = 'failed', _of_dead_worker(study, e)
     except (KeyboardInterrupt, MeterError) as e:
         log.append('interrupted', key, reason=type(e).__name__, spent=getattr(e, 'spent', 0.))
         raise
@@ -285,7 +291,7 @@ def retraining_job(
 ): # a generator, as `trial_job`
     "Train a point of the front again."
     try: content = yield retrain, study.measurement, study.training, trial, epoch, seed
-    except WorkerDied as e: content = dict(reason=e.reason, spent=e.spent)
+    except WorkerDied as e: content = _of_dead_worker(study, e)
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **content)
 
 # %% ../../nbs/53_run.study.ipynb #c21
@@ -363,12 +369,13 @@ def reading_job(
 ): # a generator, as `trial_job`
     "Read the machine itself."
     reading = yield measure_machine_state, study.measurement, kind
-    log.append(kind, (), after=_ended(log), joules=reading.joules, se=reading.se, repeats=reading.repeats)
+    where = dict(device=study.device) if kind == 'calibration' and study.device != 'cpu' else {}
+    log.append(kind, (), after=_ended(log), joules=reading.joules, se=reading.se, repeats=reading.repeats, **where)
 
 def calibration_due(study:FamilyStudy, log:TrialLog) -> bool:
     "Is it time for the calibration workload?"
     after = _ended(log)
-    read_after = [r['after'] for r in machine_readings(log.contents.machine_events, 'calibration')]
+    read_after = [r['after'] for r in machine_readings(log.contents.machine_events, 'calibration', study.device)]
     return after % study.calibration_every == 0 and after not in read_after
 
 def _ended(log): return sum(t.status != 'started' for t in log.trials.values())
@@ -580,7 +587,7 @@ class _StudyRun:
         read = lambda: asdict(self.executor.submit(read_reference_machine, self.study.measurement).result())
         read_or_compute(self.study.folder/'machine.json', read)
 
-    def calibrations(self): return machine_readings(self.log.contents.machine_events, 'calibration')
+    def calibrations(self): return machine_readings(self.log.contents.machine_events, 'calibration', self.study.device)
     def read_machine(self, *kinds): self.run_jobs(reading_job(self.study, self.log, kind) for kind in kinds)
 
     def read_machine_at_start(self):
@@ -640,6 +647,28 @@ def _one_study_at_a_time():
     try: yield
     finally: _RUNNING.release()
 
+@contextmanager
+def _kept_gpu_limits(study):
+    """Put back power limits and clocks when a study that searches them ends, however it does.
+
+    Raises: MeterError where one of them cannot be set."""
+    spaces = study.spaces.values()
+    options = {name: {v for s in spaces for v in _values_in(s, name)} for name in GPU_SETTINGS}
+    options = {name: sorted(values) for name, values in options.items() if values}
+    if options:
+        check_gpu_limits(study.measurement.metered, options)
+        study.limits = GpuLimits(study.measurement.metered)
+    try: yield
+    finally:
+        if options: study.limits.restore(options)
+
+def _values_in(space, name):
+    p = space.get(name)
+    if p is None: return [space.fixed[name]] if name in space.fixed else []
+    if not p.system:
+        raise ValueError(f'{name} changes joules alone: declare it so, as in Ordinal([300, 500], system=True).')
+    return getattr(p, 'options', None) or [p.low, p.high]
+
 def _run_rest(study, join, client, watch, workers):
     with ExitStack() as stack:
         stack.enter_context(_one_study_at_a_time())
@@ -650,6 +679,7 @@ def _run_rest(study, join, client, watch, workers):
         own = DaskExecutor(client, workers) if client else make_executor(study, interruption.interrupted)
         executor = stack.enter_context(own)
         run = _StudyRun(study, log, executor, watch=watch, interrupted=interruption.stop_requested, join=join)
+        if not client: stack.enter_context(_kept_gpu_limits(study))
         run.run()
     if run.should_stop() and not is_complete(study, log.trials):
         planned = len(study.searches)*study.trials

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 import torch
-from ..energy.meter import MeterError, calibration_workload, measure, measure_idle
-from ..energy.counters import get_meter
+from ..energy.meter import MeterError, measure_idle, read_calibration
+from ..energy.counters import get_meter, gpu_limits
 from ..energy.calibration import ReferenceMachine, calibrated_meter, measure_machine
 from ..models.data import load_dataset
 from ..models.deployment import parse_deployments
@@ -33,8 +33,9 @@ class MeasurementSettings(TrainingSettings):
 
     @property
     def metered(self): # the meter of this process
-        if self.base: return calibrated_meter(self.meter, self.device, self.base)
-        return get_meter(self.meter, self.device)
+        how = dict(components=self.components and tuple(self.components), watts=self.watts)
+        if self.base: return calibrated_meter(self.meter, self.device, self.base, **how)
+        return get_meter(self.meter, self.device, **how)
 
     @property
     def training(self):
@@ -117,10 +118,12 @@ def train_trial(
     _check_machine(measurement, trial)
     epochs = search.epochs if can_be_extended(trial, search) else planned_epochs(trial, search)
     try:
-        run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
-            repeats=measurement.repeats, target_rel_se=measurement.target_rel_se, max_seconds=measurement.max_seconds,
-            deadline=measurement.deadline or math.inf, should_continue=_stopping_rule(search, trial, earlier),
-            grid=tuple(epoch_grid(search.epochs)), **measurement.training)
+        with gpu_limits(measurement.metered, trial.configuration):
+            run = training(trial.dataset, trial.family, trial.configuration, epochs, trial.seed, measurement.metered,
+                repeats=measurement.repeats, target_rel_se=measurement.target_rel_se,
+                max_seconds=measurement.max_seconds,
+                deadline=measurement.deadline or math.inf, should_continue=_stopping_rule(search, trial, earlier),
+                grid=tuple(epoch_grid(search.epochs)), **measurement.training)
     except TrainingFailed as e: return 'failed', dict(reason=e.reason, spent=e.spent)
     if search.energy.uses_inference and not _has_inference(run): return 'failed', dict(reason=NO_INFERENCE, spent=run.spent)
     origin = replace(trial.origin, joules=trial.origin.joules + run.stopping_joules)
@@ -152,8 +155,9 @@ def retrain(
     "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
     try:
-        run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered, repeats=1,
-            test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
+        with gpu_limits(measurement.metered, trial.configuration):
+            run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered,
+                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training)
     except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
     reached = run.epochs[-1] if run.epochs else len(run.utility)
     optional = dict(test=run.test, inference=run.inference.get('joules'), deployments=run.deployments or None,
@@ -171,5 +175,5 @@ def measure_machine_state(
 ): # a `Measurement`
     "Read the calibration workload, or a second of doing nothing."
     meter = measurement.metered
-    if kind == 'calibration': return measure(calibration_workload, meter)
+    if kind == 'calibration': return read_calibration(meter, measurement.device)
     return measure_idle(meter, IDLE_SECONDS if meter.update_period else 0.)
