@@ -218,7 +218,8 @@ def is_worthwhile(
     return expected.gain >= min_gain_per_cost*max(expected.cost, MIN_COST_SHARE)
 
 # %% ../../nbs/42_search.acquisition.ipynb #jf1
-_POINTS, _POINTS_OF_A_FAMILY, _FINALISTS = 96, 32, 8
+_POINTS, _POINTS_OF_A_FAMILY = 64, 32
+_FINALISTS, _FINALISTS_OF_ALL = 4, 8 # of the best points of each round; of all configurations of a small space
 _ROUNDS = .1, .05, .02 # standard deviation of the steps from the best points
 
 @dataclass(frozen=True)
@@ -238,9 +239,9 @@ def _starting_points(space, near): # family -> (n, d) encoded configurations
     spread = sobol_points(space, _POINTS, int(torch.randint(2**31, ())))
     return {None: torch.cat([_encode_all(space, spread), near])}
 
-def _best_points(acquisition, points): # (n, d), and their scores
+def _best_points(acquisition, points, n=_FINALISTS): # (n, d), and their scores
     with torch.no_grad(): scores = acquisition.scores(points).amax(-1)
-    scores, index = scores.topk(min(_FINALISTS, len(points)))
+    scores, index = scores.topk(min(n, len(points)))
     return points[index], scores
 
 def _refine(acquisition, points, rng): # (n, d), from the best of some points
@@ -253,12 +254,14 @@ def _refine(acquisition, points, rng): # (n, d), from the best of some points
     return points
 
 def _finalists(acquisition, near, rng): # family -> (n, d) encoded configurations
-    "The best of some points of each family; of the best family, of more points around them."
+    "The best of some points of each family; of the best family, those around them, too."
     space = acquisition.samples.search.space
-    found = {f: _best_points(acquisition, points) for f, points in _starting_points(space, near).items()}
+    is_small = enumerate_space(space) is not None
+    n = _FINALISTS_OF_ALL if is_small and not isinstance(space, JointSpace) else _FINALISTS
+    found = {f: _best_points(acquisition, points, n) for f, points in _starting_points(space, near).items()}
     finalists = {family: points for family, (points, _) in found.items()}
     best = max(found, key=lambda family: found[family][1][0])
-    if enumerate_space(space) is None: finalists[best] = _refine(acquisition, finalists[best], rng)
+    if not is_small: finalists[best] = torch.cat([_refine(acquisition, finalists[best], rng), finalists[best]])
     return finalists
 
 def best_run(
