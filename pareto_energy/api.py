@@ -18,12 +18,13 @@ from .energy.meter import MEASURED_SHARE
 from .models.data import constant_utility, load_dataset, metric_label
 from .models.space import (
     Float, Int, centre_config, describe_space, is_value_of, parse_space, record_space, record_value)
-from .models.families import SPACES, family_space, supports
+from .models.families import EXTRA_FAMILIES, all_spaces, family_space, supports
 from .models.custom import check_loop, fingerprint, loop_name, names_of_code, train_loop
 from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import (
     ALL_FAMILIES, EnergyObjective, Metric, RefPoint, active_writers, is_joint, read_study, read_trials)
+from .front.models import KeptModel, load_model, model_folder
 from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
 from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
@@ -67,8 +68,23 @@ def _use_validation_as_test(
             if 'skipped' not in d: d['test'] = d['utility'][-1]
     return _VALIDATION
 
+# %% ../nbs/70_api.ipynb #r01m
+class WithModels:
+    "Results whose models may have been kept."
+    def best(self,
+        dataset:str|None=None, # where the study has several
+        **rule, # within, utility_at_least or energy_at_most; none: the knee
+    ) -> KeptModel: # with predict, scores and record
+        """The model that `recommend` names, ready to predict, where the study kept its models.
+
+        Raises: ValueError for a rule that is none, FileNotFoundError where the model was not kept."""
+        groups = dict([*self.front.groupby('dataset', sort=False)])
+        if dataset is None and len(groups) > 1: raise ValueError(f"Name one of the datasets {', '.join(groups)}.")
+        row = Rule(**rule).choose(groups[lookup(dataset or next(iter(groups)), [*groups], 'dataset')])
+        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs))
+
 # %% ../nbs/70_api.ipynb #r02
-class Results:
+class Results(WithModels):
     "What a study has found."
     @property
     def trials_so_far(self): return list(read_trials(self.log_path).values())
@@ -273,6 +289,7 @@ def _train_own(
 
     Raises: ValueError where another process has imported another version of the loop."""
     if family not in loops: return train_family(name, family, configuration, *args, folder=folder, **kwargs)
+    kwargs.pop('keep', None) # a loop of one's own keeps its weights itself
     loop = loops[family]
     if prints['process'] != os.getpid() and getattr(loop, '__module__', '__main__') != '__main__':
         if fingerprint(loop, prints['version']) != prints[family]:
@@ -344,7 +361,7 @@ def _warn_of_weights(loops, data):
             warnings.warn(f"{name} does not read data.weights, so the weights of the rows do not count in it: let it "
                 'use data.weights[part] in its loss and its utility.')
 
-def _models_of_data(models, ranges, data):
+def _models_of_data(models, ranges, data, pretrained=None):
     "Loops by their names, and the space of each model, on data."
     if models is None: models = [f for f in FAMILIES_FOR[data.modality] if supports(f, data)]
     if isinstance(models, dict): models = list(models.values())
@@ -354,12 +371,13 @@ def _models_of_data(models, ranges, data):
     for loop in loops.values(): check_loop(partial(loop, data=data) if wants_data(loop) else loop)
     _warn_of_weights(loops, data)
     for family in families:
-        lookup(family, SPACES, 'family')
+        lookup(family, [*all_spaces()], 'family')
         if not supports(family, data):
             raise ValueError(f'{family} does not serve {data.name} ({data.modality}, {data.task}): '
-                f"choose from {', '.join(f for f in SPACES if supports(f, data))}.")
+                f"choose from {', '.join(f for f in all_spaces() if supports(f, data))}.")
+        if family in EXTRA_FAMILIES: EXTRA_FAMILIES[family].load()
     for name in ranges: lookup(name, [*families, *loops], 'model')
-    spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality) for f in families}
+    spaces = {f: family_space(f, {f: ranges.get(f, {})}, data.modality, pretrained) for f in families}
     return loops, spaces | _own_spaces(loops, {name: ranges[name] for name in loops if name in ranges})
 
 # %% ../nbs/70_api.ipynb #f11
@@ -543,7 +561,8 @@ class Study(FromSearches, OwnStudy):
         else:
             column = dict(target=target) if target else {}
             self.own_data, self.data_record = find_data(data, study_path(study), anew=restart, **column)
-            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data)
+            self.loops, self.own_spaces = _models_of_data(models or train, space or {}, self.own_data,
+                pretrained=settings.get('pretrained'))
             metric = metric_label(self.own_data, utility)
         self.enqueued = _check_enqueued(own_settings.get('enqueued', ()), self.own_spaces)
         self.metric, self.version = _as_metric(metric or 'accuracy'), version

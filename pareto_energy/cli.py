@@ -692,21 +692,39 @@ def datasets(
 
 @command('pareto-energy models mlp')
 def models(
-    family: Annotated[str, typer.Argument(help='A family of models; all of them by default.')] = None,
+    name: Annotated[str, typer.Argument(help='A family, or a study with kept models; all families by default.')] = None,
 ):
-    "List the families of models, or show the search space of one."
+    "List the families of models, show the search space of one, or the models that a study has kept."
     import pandas as pd
-    from pareto_energy.models.families import FAMILIES, SPACES, SUPPORTED
+    from pareto_energy.models.families import all_spaces
     from pareto_energy.models.space import describe_space
-    if family is None:
-        what = lambda build: re.split('[;,.]', build.__doc__)[0]
-        row = lambda f, build: dict(family=f, what=what(build), supports=', '.join(SUPPORTED[f]),
-            parameters=len(SPACES[f]))
-        table = pd.DataFrame([row(f, build) for f, build in FAMILIES.items()])
-        return print_table(table, 'families', left=('family', 'what', 'supports'))
-    with exit_on_error(2): space = lookup(family, SPACES, 'family')
-    print_table(pd.DataFrame(describe_space(space)), f'{family}: search space; ranges in a study narrow it',
+    spaces = all_spaces()
+    if name is None: return print_table(_families_table(), 'families', left=('family', 'what', 'supports'))
+    if name not in spaces and _is_study(name): return _print_kept_models(study_name(name))
+    with exit_on_error(2): space = lookup(name, spaces, 'family')
+    print_table(pd.DataFrame(describe_space(space)), f'{name}: search space; ranges in a study narrow it',
         ('parameter', 'kind', 'range'))
+
+def _families_table():
+    import pandas as pd
+    from pareto_energy.models.families import EXTRA_FAMILIES, FAMILIES, SPACES, SUPPORTED
+    what = lambda build: re.split('[;,.]', build.__doc__)[0]
+    def row(family, about, modalities, space):
+        return dict(family=family, what=about, supports=', '.join(modalities), parameters=len(space))
+    rows = [row(f, what(build), SUPPORTED[f], space=SPACES[f]) for f, build in FAMILIES.items()]
+    return pd.DataFrame(rows + [row(f, e.about, e.modalities, space=e.space) for f, e in EXTRA_FAMILIES.items()])
+
+def _is_study(name):
+    try: return (study_path(study_name(name))/'trials.jsonl').exists()
+    except (ValueError, OSError): return False
+
+def _print_kept_models(study):
+    from pareto_energy.front.models import kept_models
+    with exit_on_error(2): table = kept_models(study_path(study))
+    numbers = {name: table[name].map('{:.4g}'.format) for name in ('utility', 'test', 'joules')}
+    folders = table.folder.map(lambda f: os.path.relpath(f))
+    shown = table.assign(**numbers, folder=folders)
+    print_table(shown, f'{study}: models of the front', left=('dataset', 'family', 'folder'))
 
 # %% ../nbs/71_cli.ipynb #d04
 FORMAT_HELP = ('csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, '

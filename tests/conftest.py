@@ -43,7 +43,7 @@ def need(*names):
     "Skip a test whose packages are missing; in CI they must be there."
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if not missing: return
-    reason = f"{', '.join(missing)}: not installed (pip install -c constraints.txt -e '.[integrations]')"
+    reason = f"{', '.join(missing)}: not installed (pip install -c constraints.txt -e '.[integrations,keep,pretrained]')"
     if os.environ.get('CI') == 'true': pytest.fail(reason)
     pytest.skip(reason)
 

@@ -21,7 +21,7 @@ WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesi
 DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')} | {f'deployment-{n}': dict(predictions=float(n)) for n in ('1e4', '1e8')}
 SMALL_FRONTS = {('deployment-1e8', 'digits'): 5} # points, where the front has fewer than are to be trained again
 LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32'],
-    components=None, watts=None, measured_share=.95) # that older records lack
+    components=None, watts=None, measured_share=.95, pretrained=None, keep=None) # that older records lack
 DEFAULTS = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(FamilyStudy)}
 STUDIES = sorted(p.parent.name for p in PUBLISHED.glob('*/trials.jsonl'))
 

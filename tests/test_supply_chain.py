@@ -23,7 +23,7 @@ def needed(name, extras, found):
     return found
 
 
-@pytest.mark.parametrize('extra', ['dev', 'integrations'])
+@pytest.mark.parametrize('extra', ['dev', 'integrations', 'keep', 'pretrained'])
 def test_every_dependency_is_pinned_and_installed_as_pinned(extra):
     try: names = {name for name, _ in needed('pareto_energy', ['', extra], set())} - {'pareto-energy'}
     except PackageNotFoundError as e:

@@ -38,6 +38,9 @@ class Dataset:
     columns: tuple = () # columns that each column of a table became
     details: dict = field(default_factory=dict) # of data of one's own: what was found in them
     weights: dict = field(default_factory=dict) # part -> (n,) how much each example counts; none: all alike
+    texts: dict = field(default_factory=dict) # part -> list of texts as they were written, where these are texts
+    labels: tuple = () # of the classes, where these have names
+    target_scale: tuple = () # mean and standard deviation of a regression's targets, before they were standardised
 
     @property
     def modality(self): return self.card.modality
@@ -114,6 +117,17 @@ def standardise(
 ): # float32
     "Mean 0 and standard deviation 1 on the training part."
     return ((values - values[train].mean())/values[train].std()).astype(np.float32)
+
+def scale_of(values, train) -> tuple: # as they were
+    "Mean and standard deviation on the training part."
+    return float(values[train].mean()), float(values[train].std())
+
+def texts_of_parts(
+    texts:list|None, # None: these are no texts
+    index:dict, # part -> indices
+) -> dict: # as in `Dataset`
+    "The texts of each part."
+    return {} if texts is None else {part: [texts[n] for n in i] for part, i in index.items()}
 
 def _is_mixed(column): # numbers among text
     return column.dtype == object and not column.dropna().map(lambda v: isinstance(v, str)).all()
@@ -231,8 +245,9 @@ def _surnames():
     from importlib.resources import files
     lines = (files('pareto_energy.models')/'surnames.txt').read_text(encoding='utf-8').splitlines()
     lists = {language: names for language, *names in (line.split('\t') for line in lines if not line.startswith('#'))}
-    rows = [(list(name), n) for n, language in enumerate(_LANGUAGES) for name in lists[language]]
-    return [name for name, _ in rows], np.array([n for _, n in rows]), {}
+    rows = [(name, n) for n, language in enumerate(_LANGUAGES) for name in lists[language]]
+    names = [name for name, _ in rows]
+    return [*map(list, names)], np.array([n for _, n in rows]), dict(texts=names)
 
 # %% ../../nbs/20_models.data.ipynb #c25
 def _idx(content):
@@ -333,7 +348,8 @@ def words_of(text:str) -> list: # of words and punctuation marks
 def _sms():
     rows = [line.split('\t', 1) for line in fetch_file(_SMS).decode().splitlines()]
     is_spam = np.array([label == 'spam' for label, _ in rows])
-    return [words_of(text) for _, text in rows], is_spam.astype(int), {}
+    texts = [text for _, text in rows]
+    return [*map(words_of, texts)], is_spam.astype(int), dict(texts=texts)
 
 # %% ../../nbs/20_models.data.ipynb #c32
 _FSDD = RemoteFile(
@@ -465,11 +481,13 @@ def write_prepared(
     folder:Path, # of a study
 ):
     "Keep data in the folder of a study."
-    path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}, weights={}))
+    path, about = prepared_path(data.name, folder), asdict(replace(data, parts={}, weights={}, texts={}))
     about['card'].pop('load')
+    about.pop('texts')
     kinds = 'features', 'targets', 'weights'
     arrays = {f'{part} {kind}': a for part, both in data.parts.items()
         for kind, a in zip(kinds, (*both, *data.weights_of(part)))}
+    arrays |= {f'{part} texts': np.frombuffer(json.dumps(texts).encode(), np.uint8) for part, texts in data.texts.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix('.part').open('wb') as file: np.savez(file, about=json.dumps(about), **arrays)
     path.with_suffix('.part').replace(path)
@@ -482,7 +500,9 @@ def read_prepared(
         about = json.loads(str(kept['about']))
         parts = {p: (kept[f'{p} features'], kept[f'{p} targets']) for p in ('train', 'validation', 'test')}
         weights = {p: kept[f'{p} weights'] for p in parts if f'{p} weights' in kept}
-    about |= dict(card=Card(load=None, **about['card']), columns=tuple(about['columns']), parts=parts, weights=weights)
+        texts = {p: json.loads(kept[f'{p} texts'].tobytes()) for p in parts if f'{p} texts' in kept}
+    about |= dict(card=Card(load=None, **about['card']), parts=parts, weights=weights, texts=texts)
+    about |= {name: tuple(about[name]) for name in ('columns', 'labels', 'target_scale') if name in about}
     return Dataset(**about)
 
 @lru_cache(4)
@@ -503,11 +523,15 @@ def load_dataset(
 @cache
 def _load(name, n):
     card, features, targets, grouping = _raw(name)
+    texts = grouping.pop('texts', None)
     index = split_data(targets, card.task, **grouping)
     if n: index = _subset(index, targets, n, card.task)
     features, encoding = _prepare(card.modality, features, index['train'])
-    targets = standardise(targets, index['train']) if card.task == 'regression' else targets.astype(np.int64)
-    return Dataset(name, card, {part: (features[i], targets[i]) for part, i in index.items()}, **encoding)
+    scale = ()
+    if card.task == 'regression': targets, scale = standardise(targets, index['train']), scale_of(targets, index['train'])
+    else: targets = targets.astype(np.int64)
+    parts = {part: (features[i], targets[i]) for part, i in index.items()}
+    return Dataset(name, card, parts, texts=texts_of_parts(texts, index), target_scale=scale, **encoding)
 
 def _prepare(modality, features, train):
     "Features, and how they were encoded."
@@ -631,4 +655,5 @@ def reduce_data(
     features, targets = parts['train']
     n = max(1, round(fraction*len(targets)))
     weights = data.weights | {'train': w[:n] for w in data.weights_of('train')}
-    return replace(data, parts=parts | dict(train=(features[:n], targets[:n])), weights=weights)
+    texts = data.texts and data.texts | dict(train=data.texts['train'][:n])
+    return replace(data, parts=parts | dict(train=(features[:n], targets[:n])), weights=weights, texts=texts)

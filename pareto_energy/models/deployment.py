@@ -74,7 +74,8 @@ def _quantised_share(module):
     outside = torch.nn.modules.linear.NonDynamicallyQuantizableLinear
     served = [m for m in module.modules() if isinstance(m, _QUANTISED) and not isinstance(m, outside)]
     count = lambda m: sum(p.numel() for p in m.parameters())
-    return sum(map(count, served))/count(module)
+    frozen = [m for m in module.modules() if isinstance(m, torch.nn.Embedding) and not m.weight.requires_grad]
+    return sum(map(count, served))/(count(module) - sum(map(count, frozen))) # a look-up takes no multiplications
 
 def _check_on_cpu(name, examples):
     if examples.device.type == 'cpu': return

@@ -13,7 +13,7 @@ import numpy as np
 from ..core import lookup
 from .data import (
     DATASETS, SPLIT_SEED, Card, Dataset, constant_utility, encode_text, load_dataset, log_spectrograms, metric_label,
-    prepared_path, read_prepared, split_data, standardise, words_of)
+    prepared_path, read_prepared, scale_of, split_data, standardise, texts_of_parts, words_of)
 from .families import MODALITIES
 from .custom import describe_value
 
@@ -535,7 +535,10 @@ def prepare_data(
     card = Card(raw.modality, task, split, licence='of your own', source=_where_from(source), load=None)
     weights = {} if source.weights is None else _weights_of_parts(raw.columns['weights'], source.weights, parts)
     examples = {p: (features[i], targets[i]) for p, i in parts.items()}
-    data = Dataset(source_name(source), card, examples, weights=weights, **encoding)
+    texts = texts_of_parts(_texts_of(raw), parts)
+    scale = scale_of(codes, parts['train']) if task == 'regression' else ()
+    data = Dataset(source_name(source), card, examples, weights=weights, texts=texts, labels=tuple(map(str, labels)),
+        target_scale=scale, **encoding)
     baseline = f'{metric_label(data)} {constant_utility(data):.3f} on the validation part'
     counts = zip(labels, np.bincount(codes)) if len(labels) else []
     details = dict(target=str(raw.targets.name), classes=', '.join(f'{label} {count}' for label, count in counts))
@@ -544,6 +547,10 @@ def prepare_data(
 
 def _where_from(source):
     return source.data.name if isinstance(source.data, Path) else f'a {type(source.data).__name__} in memory'
+
+def _texts_of(raw): # None where these are no texts
+    if raw.modality != 'text': return None
+    return raw.features.iloc[:, 0].fillna('').astype(str).tolist()
 
 def _encode(raw, train, codes, task):
     "Features of all examples, how they were encoded, and what was found."
@@ -555,8 +562,7 @@ def _encode(raw, train, codes, task):
         found = {'left out': left_out, 'suspected leaks': ', '.join(leaks)}
         return encoded.features, dict(columns=encoded.columns), found
     if raw.modality == 'text':
-        texts = raw.features.iloc[:, 0].fillna('').astype(str).map(words_of).tolist()
-        features, vocabulary = encode_text(texts, train)
+        features, vocabulary = encode_text([*map(words_of, _texts_of(raw))], train)
         return features, dict(vocabulary=vocabulary), {}
     return standardise(raw.features, train), {}, {}
 

@@ -56,6 +56,7 @@ class RunSettings:
     deadline: float = math.inf # seconds of one run, after which no epoch is started
     should_continue: object = None # function of utilities, of a function that reads the joules so far, and of epochs
     stop_after: int|None = None # utilities, after which the run ends; None: it ends with its epochs
+    keep: object = None # function of the trainer and the trained model, called at the end of a run that did not diverge
 
 # %% ../../nbs/23_models.run.ipynb #c13
 class TrainingFailed(Exception):
@@ -532,6 +533,7 @@ def run_trainer(
             model = repeats.until_precise(window, settings)
         inference, deployments = _read_use(repeats, model, meter, settings)
         test = trainer.test_utility(model) if settings.test else None
+        if settings.keep and not repeats.diverged: settings.keep(trainer, model)
     return build_run(repeats, test=test, parameters=trainer.count_parameters(model), inference=inference,
         deployments=deployments)
 

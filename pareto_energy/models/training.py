@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from ..energy.meter import Meter
 from .data import Dataset, reduce_data, get_metric
-from .families import build_model, get_loss, count_parameters
+from .families import EXTRA_FAMILIES, build_model, get_loss, count_parameters
 from .run import (Deployed, Diverged, NotDeployed, Predictor, Run, RunSettings, StoppingRule, Trainer,
     fork_seed, run_trainer, torch_threads)
 
@@ -46,8 +46,8 @@ def _autocast_context(configuration, device='cpu'):
 
 # %% ../../nbs/24_models.training.ipynb #c09
 def _flatten_parameters(model):
-    "All parameters of a model as one (n,) parameter with its gradient; the model's become views of it."
-    parameters = list(model.parameters())
+    "All parameters that are trained as one (n,) parameter with its gradient; the model's become views of it."
+    parameters = [p for p in model.parameters() if p.requires_grad]
     vector = torch.nn.Parameter(parameters_to_vector(parameters).detach())
     vector.grad = torch.zeros_like(vector)
     for p in parameters: p.grad = torch.zeros_like(p)
@@ -163,6 +163,8 @@ class FamilyTrainer(Trainer):
         self.kept = {e: kept for e, kept in self.kept.items() if e in self.grid}
         self.kept[epoch] = _Kept(utility, scores, state)
 
+    def _state(self, model): return {name: value.clone() for name, value in model.state_dict().items()}
+
     def _deployed(self, utility, predictors, test):
         return Deployed([*self.kept], utility, predictors, test=test)
 
@@ -218,7 +220,7 @@ class TorchTrainer(FamilyTrainer):
         scores = self._scores(model, 'validation')
         utility = self.measure_utility(scores, 'validation')
         if self.grid is not None:
-            self._keep(epoch, utility, scores, {name: v.clone() for name, v in model.state_dict().items()})
+            self._keep(epoch, utility, scores, self._state(model))
         return utility
 
     def deploy(self, model, deployment, test=False):
@@ -332,7 +334,8 @@ def train(
     """Train a model and keep its whole trajectory.
 
     Raises: `TrainingFailed` where the training raises an exception, and `MeterError` where the meter does."""
-    make_trainer = _TRAINERS.get(family, TorchTrainer)
+    is_extra = family in EXTRA_FAMILIES
+    make_trainer = EXTRA_FAMILIES[family].load().Trainer if is_extra else _TRAINERS.get(family, TorchTrainer)
     trainer = make_trainer(
         family=family, configuration=configuration, data=data, seed=seed,
         utility=utility, device=device, threads=threads)

@@ -14,7 +14,7 @@ from ..energy.counters import METERS
 from ..energy.calibration import MACHINE_POLICIES
 from ..models.data import METRICS, check_dataset_name
 from ..models.deployment import parse_deployments
-from ..models.families import SPACES
+from ..models.families import all_spaces
 from ..front.log import ENERGY_KINDS, current_hyperparameters
 from ..search.trajectory import STRATEGIES
 
@@ -54,6 +54,7 @@ def _data(v):
     if isinstance(v, dict) and 'path' in v: return None
     return 'a mapping with a path, as in {path: income.csv, target: income}'
 
+def _path(v): return None if isinstance(v, str) else 'the path of a folder'
 def _deployments(v): parse_deployments(v)
 
 def _optional(check): return lambda v: None if v is None else check(v)
@@ -108,7 +109,7 @@ class StudySettings(TrainingSettings):
     study: str = setting('names its folder', _anything)
     families: list = setting(
         'names in models.families.FAMILIES',
-        _list_of('family', _one_of(SPACES, 'family')), fixed=False)
+        _list_of('family', _one_of([*all_spaces()], 'family')), fixed=False)
     strategies: list = setting(
         'names in search.trajectory.STRATEGIES',
         _list_of('strategy', _one_of(STRATEGIES, 'strategy')), fixed=False)
@@ -157,6 +158,13 @@ class StudySettings(TrainingSettings):
     max_memory_gb: float|None = setting(
         'gigabytes that a trial may take beyond what its process has; none: no limit',
         _optional(_positive), None)
+    pretrained: str|None = setting(
+        'folder of a text encoder, as transformers saves it, in place of the packaged MiniLM in the family minilm; '
+        'none: the packaged one',
+        _optional(_path), None)
+    keep: str|None = setting(
+        'front: a model of each point of the front that is trained again is kept, for load_model; none: no model is',
+        _optional(_one_of(('front',), 'keep')), None, fixed=False)
     warm: str|None = setting('an earlier study, which says what to expect', _anything, None)
     machine_policy: str = setting(
         'several kinds of machines are refused (one), kept apart (per-machine) or calibrated to the first',

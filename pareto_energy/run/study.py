@@ -19,11 +19,12 @@ from ..energy.counters import GPU_SETTINGS, GpuLimits, check_gpu_limits
 from ..energy.calibration import ReferenceMachine, folder_name
 from ..models.data import (Dataset, constant_utility, get_card, get_metric, load_dataset, metric_label,
     prepared_path, read_prepared, write_prepared)
-from ..models.families import family_space, supports
+from ..models.families import EXTRA_FAMILIES, family_space, supports
 from ..models.space import JointSpace
 from ..models.own_data import find_data
 from ..front.log import (ALL_FAMILIES, JOINT, MAX_ATTEMPTS, TRAINING, EnergyObjective, Metric, Origin,
     RefPoint, TrialLog, check_same_source, machine_readings, read_ref_points, read_trials)
+from ..front.models import check_keep, model_folder
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, as_searched, sobol_strategy
 from ..search.acquisition import is_worthwhile
@@ -82,6 +83,9 @@ class _StudyFiles(StudySettings):
     @property
     def folder(self): return study_path(self.study, root=self.root)
 
+    def model_folder(self, trial, epoch): # where a model of the front is kept
+        return model_folder(self.folder, trial.name, epoch)
+
     @property
     def log_path(self): return self.folder/'trials.jsonl'
 
@@ -91,7 +95,7 @@ class _StudySearches(_StudyFiles):
     def find_spaces(self) -> dict: # (dataset, family) -> Space
         "The search space of each family on each dataset that it supports."
         cards = {d: self.own_data.card if self.own_data else get_card(d) for d in self.datasets}
-        spaces = {(d, f): family_space(f, self.ranges, c.modality) for d, c in cards.items() for f in self.families
+        spaces = {(d, f): family_space(f, self.ranges, c.modality, self.pretrained) for d, c in cards.items() for f in self.families
             if supports(f, c)}
         for d, c in cards.items(): check_dataset(self, d, c, spaces)
         return spaces
@@ -163,6 +167,7 @@ class FamilyStudy(_StudySearches):
         self.objective = EnergyObjective(self.energy, self.predictions)
         check_device(self.device, [f for f in self.families if f not in self.functions])
         check_prior_study(self.warm)
+        check_pretrained(self.families, self.pretrained)
         self.spaces = self.find_spaces()
 
     @property
@@ -201,6 +206,22 @@ def check_prior_study(study):
     Raises: ValueError that names the folder where they were looked for."""
     if study is None or (study_path(study)/'trials.jsonl').exists(): return
     raise ValueError(f'The earlier study {study} has no trials in {study_path(study)}: name one that has.')
+
+def check_packages(study:FamilyStudy):
+    """Whether everything is installed that the study will need.
+
+    Raises: ValueError that names the extra."""
+    for family in study.families:
+        if family in EXTRA_FAMILIES: EXTRA_FAMILIES[family].load()
+    if study.keep: check_keep()
+
+def check_pretrained(families, folder):
+    """Refuse a pretrained model that no family takes.
+
+    Raises: ValueError that names the families that do."""
+    if folder is None or {*families} & {*EXTRA_FAMILIES}: return
+    raise ValueError(f'pretrained names {folder}, and no family of the study takes a pretrained model: add '
+        f"{' or '.join(EXTRA_FAMILIES)}.")
 
 def check_dataset(study, name, card, spaces):
     """Refuse a dataset that the utility doesn't fit, or that no family supports.
@@ -290,7 +311,8 @@ def retraining_job(
     seed:int, # a fresh one
 ): # a generator, as `trial_job`
     "Train a point of the front again."
-    try: content = yield retrain, study.measurement, study.training, trial, epoch, seed
+    keep_in = study.model_folder(trial, epoch) if study.keep and seed == RETRAIN_SEED_START else None
+    try: content = yield retrain, study.measurement, study.training, trial, epoch, seed, keep_in
     except WorkerDied as e: content = _of_dead_worker(study, e)
     log.append('retrained', trial.key, epoch=epoch, fresh_seed=seed, **content)
 
@@ -672,6 +694,7 @@ def _values_in(space, name):
 def _run_rest(study, join, client, watch, workers):
     with ExitStack() as stack:
         stack.enter_context(_one_study_at_a_time())
+        check_packages(study)
         log = stack.enter_context(TrialLog(study.log_path, join))
         if not client and study.meter != 'simulated': stack.enter_context(machine_lock())
         if client: check_sendable(study.functions)
