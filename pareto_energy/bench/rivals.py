@@ -410,6 +410,7 @@ def rival_sentence(
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
     unreached = '; nobody gets to ' + ', '.join(nobody) if nobody else ''
+    if any(r.value == 0 for r in ratios): unreached = ' (0.00: no rival gets there)' + unreached
     return (f"{group}: in multiples of the best rival's joules on each table, `trajectory` needs {', '.join(needs)} of the "
         f"front{unreached}. Its anytime share is {_text(anytime.value, anytime.low, anytime.high)}, that of the best "
         f"rival, `{best.strategy}`, {_text(best.value, best.low, best.high)}.")
