@@ -141,11 +141,12 @@ def round_ticks(
 # %% ../nbs/10_core.ipynb #c20bb
 def log_axis(
     values, # that will be drawn
-    format='~g', # of the labels
+    format:str|None=None, # of the labels; None: by the values
 ) -> dict: # scale and axis, for an Altair channel
     "A logarithmic axis around the values, with round ticks."
     import altair as alt
     drawn = [v for v in values if v > 0] or [1.] # zero has no logarithm
     low, high = min(drawn)/1.2, max(drawn)*1.2
     scale = alt.Scale(type='log', domain=[low, high], nice=False)
+    format = format or ('~s' if low >= 1 and high >= 1e5 else '~g')
     return dict(scale=scale, axis=alt.Axis(values=round_ticks(low, high), format=format))

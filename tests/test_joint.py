@@ -103,7 +103,7 @@ def test_find_says_where_the_joules_went(here):
     from typer.testing import CliRunner
     from pareto_energy.cli import app
     small_table().to_csv('shop.csv', index=False)
-    words = ('--model', 'logistic', '--model', 'mlp', '--minutes', '.05', '--meter', 'simulated', '--epochs', '2')
+    words = ('--model', 'logistic', '--model', 'mlp', '--minutes', '.2', '--meter', 'simulated', '--epochs', '2')
     done = CliRunner().invoke(app, ['find', 'shop.csv', '--target', 'buys', *words])
     assert done.exit_code == 0, done.output
     printed = ' '.join(done.stdout.split())

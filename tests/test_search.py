@@ -3,6 +3,9 @@ from pareto_energy.run.study import FamilyStudy, is_complete, run_study, total_j
 from pareto_energy.front.log import ExpectedReturn, Origin, read_trials
 from pareto_energy.search.trajectory import stopping_rule
 
+import numpy as np
+import pytest
+
 ONE = dict(families=['logistic'], strategies=['trajectory'], seeds=[0], trials=9)
 
 
@@ -22,7 +25,8 @@ def test_a_search_that_never_ends_uses_all_its_trials(home, smoke):
     trials = run_study(study)
     n_initial, planned = trials[:study.n_initial], trials[study.n_initial:]
     assert len(planned) == 5 - study.n_initial and all(t.origin.source == 'trajectory' and len(t.run['utility']) <= t.origin.epochs for t in planned)
-    assert all(t.origin.epochs < len(t.run['utility']) == study.epochs for t in n_initial), 'where training is quick, an initial run goes on'
+    assert all(len(t.run['utility']) == study.epochs for t in n_initial), 'where training is quick, an initial run goes on'
+    assert n_initial[0].origin.epochs == study.epochs and all(t.origin.epochs < study.epochs for t in n_initial[1:])
 
 
 def test_a_run_under_way_is_looked_at_only_when_its_rest_costs_more_than_looking(home, smoke):
@@ -91,3 +95,39 @@ suggest(SimpleNamespace(threads=1, metered=Watched()), SearchTask(Space(x=Float(
 '''
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.stdout.strip() == "{'torch._refs': True, 'scipy.stats.qmc': True}", done.stderr
+
+
+def made_up_table():
+    "A cheap configuration whose runs promise more than they keep, beside dear ones that rise at their end."
+    import numpy as np
+    from pareto_energy.bench.searches import TabularBenchmark
+    from pareto_energy.models.space import Ordinal, Space
+    epochs = np.arange(1, 28)
+    late = lambda width: .5 + .4*(epochs > 20)*width/8
+    runs = {(width, rate): np.array([late(width) - .3*(rate == 2), late(width) - .3*(rate == 2) + .01]) for width in (1, 2, 4, 8) for rate in (1, 2)}
+    runs[1, 1] = np.array([np.minimum(.3 + .1*epochs, .6), np.minimum(.32 + .1*epochs, .61)])
+    return TabularBenchmark('made up', Space(width=Ordinal([1, 2, 4, 8]), rate=Ordinal([1, 2])), 27, {key: key[0]**1.5 for key in runs}, runs, 0.)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_no_configuration_is_trained_again_for_no_more_epochs_than_before(seed):
+    from pareto_energy.bench.rivals import repeated_runs
+    from pareto_energy.bench.searches import search_table
+    table = made_up_table()
+    search = search_table(table, 'trajectory', seed, runs=20)
+    assert len(search['chosen']) > len(table.keys), 'some configuration is trained again'
+    assert repeated_runs(search) == dict(runs=0., joules=0.)
+
+
+def test_a_run_that_was_refused_is_not_asked_before_it_gets_further():
+    from dataclasses import replace
+    from pareto_energy.bench.searches import TrajectorySearcher, _trial
+    from pareto_energy.search.trajectory import should_continue
+    table = made_up_table()
+    searcher = TrajectorySearcher(table, 0, 3)
+    for number, key in enumerate(table.keys[:4]):
+        searcher.trials.append(_trial(number, dict(zip(table.space, key)), *(a[:9].tolist() for a in table.draw(key, np.random.default_rng(0)))))
+    again = searcher.trials[0].configuration
+    run = lambda epochs: _trial(4, again, [.4]*epochs, [1.]*epochs, expected=ExpectedReturn(gain=1e-9, cost=1.))
+    hopeless = replace(searcher.search, min_gain_per_cost=1e9)
+    assert [should_continue(hopeless, searcher.trials, run(e), 0) for e in (1, 4, 9, 13)] == [True, True, True, False]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from ..core import lookup, write_text
 from ..models.space import Categorical, Float, Int, Ordinal, Space, sobol_points
-from .searches import ABLATIONS, SEARCHERS, WHOLE_RUNS, AxSearcher, FinalEpochSearcher
+from .searches import SEARCHERS, WHOLE_RUNS, AxSearcher, FinalEpochSearcher
 from .searches import OptunaSearcher, TabularBenchmark, _from_indices, _need
 
 # %% ../../nbs/87_bench.rivals.ipynb #m01
@@ -288,7 +288,7 @@ def anytime_record(
     n:int=80, # points of the grid of joules
 ) -> dict: # what `compare_anytime` needs, as a file keeps it
     "Shares of all searches on one grid of joules, from the cheapest epoch on, and the joules to each target."
-    searches = [s for s in searches if s['strategy'] not in ABLATIONS and 'chosen' in s]
+    searches = [s for s in searches if not s['strategy'].startswith('trajectory-') and 'chosen' in s]
     best = table.best_known(searches) if isinstance(table, FunctionBenchmark) else 1.
     curves = [(s['strategy'], s, share_curve(table, s)) for s in searches]
     curves += [('smac-resumed', s, share_curve(table, s, resumed=True)) for s in searches if s['strategy'] == 'smac']
@@ -410,6 +410,7 @@ def rival_sentence(
     rivals = measures[(measures.measure == 'anytime') & (measures.strategy != 'trajectory')]
     best = rivals.loc[rivals.value.idxmax()]
     unreached = '; nobody gets to ' + ', '.join(nobody) if nobody else ''
+    if any(r.value == 0 for r in ratios): unreached = ' (0.00: no rival gets there)' + unreached
     return (f"{group}: in multiples of the best rival's joules on each table, `trajectory` needs {', '.join(needs)} of the "
         f"front{unreached}. Its anytime share is {_text(anytime.value, anytime.low, anytime.high)}, that of the best "
         f"rival, `{best.strategy}`, {_text(best.value, best.low, best.high)}.")

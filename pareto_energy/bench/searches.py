@@ -24,7 +24,7 @@ from ..front.log import Origin, Trial
 from ..front.pareto import epoch_grid
 from ..search.strategies import SearchTask, sobol_strategy
 from ..search.surrogate import MIN_LENGTHSCALE
-from ..search.trajectory import STRATEGIES, should_continue, short_epochs
+from ..search.trajectory import STRATEGIES, should_continue
 from ..search.transfer import prior_trials
 from ..report.comparison import attainment_surfaces
 
@@ -237,20 +237,20 @@ def _trial(number, configuration, utility, joules, **origin):
 class TrajectorySearcher:
     """`trajectory` on a table: its runs are planned, and stopped on the way.
 
-    Ablations: no stopping (`stop`), Sobol' points only (`centre`), longer first runs (`brief`), no system parameters
+    Ablations: no stopping (`stop`), Sobol' points only (`centre`), a short first run (`whole_first`), no system parameters
     (`system`)."""
-    def __init__(self, table, seed, n_initial, stop=True, centre=True, brief=True, system=True, **changes):
+    def __init__(self, table, seed, n_initial, stop=True, centre=True, whole_first=True, system=True, **changes):
         space = Space({name: replace(p, system=p.system and system) for name, p in table.space.items()})
         self.search, self.seed = SearchTask(space, n_initial, table.epochs, **changes), seed
         self.trials = []
-        self.stop, self.centre, self.brief = stop, centre, brief
+        self.stop, self.centre, self.whole_first = stop, centre, whole_first
 
     def ask(self): # configuration, epochs
         self.plan = STRATEGIES['trajectory'](self.search, self.trials, self.seed)
         in_initial_design = len(self.trials) < self.search.n_initial
         source = self.plan
         if in_initial_design and not self.centre: source = sobol_strategy(self.search, self.trials, self.seed)
-        if in_initial_design and not self.brief: return source.configuration, short_epochs(self.search, [])
+        if not self.trials and not self.whole_first: return source.configuration, math.ceil(self.search.epochs**.5)
         return source.configuration, self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
@@ -361,7 +361,7 @@ ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_leng
     'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.),
     'trajectory-no-stopping': partial(TrajectorySearcher, stop=False),
     'trajectory-no-centre': partial(TrajectorySearcher, centre=False),
-    'trajectory-not-brief': partial(TrajectorySearcher, brief=False),
+    'trajectory-short-first': partial(TrajectorySearcher, whole_first=False),
     'trajectory-no-system': partial(TrajectorySearcher, system=False)}
 SEARCHERS |= ABLATIONS | {'optuna-gp-centre': partial(OptunaSearcher, 'gp', from_centre=True)}
 OURS = ('trajectory', *ABLATIONS)

@@ -7,12 +7,13 @@ __all__ = ['trajectory_improvement', 'ImprovementPerJoule']
 
 # %% ../../nbs/42_search.acquisition.ipynb #imp
 import math
+from dataclasses import dataclass, field
 import numpy as np
 import torch
 from ..models.space import JointSpace, sobol_points
 from ..front.log import MIN_COST_SHARE, ExpectedReturn, RefPoint
 from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
-from .strategies import SearchTask, maximise_acquisition, neighbours, points_by_family
+from .strategies import SearchTask, neighbours, points_by_family
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
 # %% ../../nbs/42_search.acquisition.ipynb #t18
@@ -79,7 +80,7 @@ def _cost_exponent(search, trials):
     return share*search.alpha + (1 - share)*max(search.alpha, _INFERENCE_EXPONENT)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
-class ImprovementPerJoule(torch.nn.Module):
+class ImprovementPerJoule:
     "Log expected improvement by a trajectory, minus `alpha` times the log of its joules; the best length counts."
     def __init__(self,
         samples:PosteriorSamples,
@@ -87,21 +88,20 @@ class ImprovementPerJoule(torch.nn.Module):
         ref_point:RefPoint, # utility and joules
         spent:float, # joules so far
     ):
-        super().__init__()
         self.samples = samples
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
         self.alpha = _cost_exponent(samples.search, trials)
-        self.front_cost, self.front_utility = self._front(trials)
+        search = samples.search
+        self.trained = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
+        self.lengths = torch.tensor([_trained_epochs(t, search) for t in trials]) # epochs of each of them
+        self.front_cost, self.front_utility = self._front()
 
-    def _front(self, trials):
+    def _front(self):
         "Cost and utility of the front's steps in each sample; the rest is at the reference point."
-        search = self.samples.search
-        x = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
-        lengths = torch.tensor([_trained_epochs(t, search) for t in trials])
-        trained = torch.tensor(self.samples.grid) <= lengths[:, None]
-        models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(x)]
+        trained = torch.tensor(self.samples.grid) <= self.lengths[:, None]
+        models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(self.trained)]
         energy, utility = (torch.cat(parts, -1) for parts in zip(*models))
         return _staircase(energy - self.ref_cost, utility - self.ref_utility)
 
@@ -131,10 +131,10 @@ class ImprovementPerJoule(torch.nn.Module):
         return score - (self.alpha - base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()
 
     def scores(self, x): # (n, epochs of the grid)
-        "Scores of runs of each length."
-        return self.per_joule(*self.improvement(x))
-
-    def forward(self, X): return self.scores(X.reshape(-1, X.shape[-1])).max(-1).values # BoTorch's X: (n, 1, d)
+        "Scores of runs of each length; no run ends where its configuration was trained already."
+        same = (x[:, None] - self.trained).abs().amax(-1) < 1e-9
+        is_new = torch.tensor(self.samples.grid) > (same*self.lengths).amax(-1, keepdim=True)
+        return self.per_joule(*self.improvement(x)).where(is_new, -math.inf)
 
     @property
     def hypervolume(self): # of the front, mean over the samples
@@ -196,23 +196,6 @@ def _in_joint_space(space, family, points):
     whole[:, space.positions[family]] = points
     return whole
 
-def _argmax(acquisition): # (d,) encoded configuration
-    space = acquisition.samples.search.space
-    points = enumerate_space(space)
-    if points is None: return maximise_acquisition(space, acquisition, starts=128, tol=.01, maxiter_init=10)
-    with torch.no_grad(): return points[acquisition(points[:, None]).argmax()]
-
-def _best_length(acquisition, point):
-    with torch.no_grad(): length = acquisition.scores(point[None])[0].argmax()
-    return acquisition.samples.grid[length]
-
-def best_run(
-    acquisition:ImprovementPerJoule,
-) -> tuple: # (d,) encoded configuration, and its epochs
-    "Configuration and length of the most promising run."
-    point = _argmax(acquisition)
-    return point, _best_length(acquisition, point)
-
 # %% ../../nbs/42_search.acquisition.ipynb #t28
 def expected_return(
     acquisition:ImprovementPerJoule,
@@ -235,37 +218,65 @@ def is_worthwhile(
     return expected.gain >= min_gain_per_cost*max(expected.cost, MIN_COST_SHARE)
 
 # %% ../../nbs/42_search.acquisition.ipynb #jf1
-_POINTS_OF_A_FAMILY, _FINALISTS = 32, 4
+_POINTS, _POINTS_OF_A_FAMILY = 64, 32
+_FINALISTS, _FINALISTS_OF_ALL = 4, 8 # of the best points of each round; of all configurations of a small space
 _ROUNDS = .1, .05, .02 # standard deviation of the steps from the best points
 
-def _best_points(acquisition, points, n): # (n, d), and their scores
+@dataclass(frozen=True)
+class PlannedRun:
+    "The run that the acquisition prefers."
+    point: torch.Tensor # (d,) encoded configuration
+    epochs: int
+    expected: ExpectedReturn|None = None # None where nothing is covered yet
+    families: dict = field(default_factory=dict) # family -> `ExpectedReturn` of its best run, in a joint search
+
+def _encode_all(space, configurations): return torch.tensor(np.array([space.encode(c) for c in configurations]))
+
+def _starting_points(space, near): # family -> (n, d) encoded configurations
+    if isinstance(space, JointSpace): return points_by_family(space, _POINTS_OF_A_FAMILY)
+    points = enumerate_space(space)
+    if points is not None: return {None: points}
+    spread = sobol_points(space, _POINTS, int(torch.randint(2**31, ())))
+    return {None: torch.cat([_encode_all(space, spread), near])}
+
+def _best_points(acquisition, points, n=_FINALISTS): # (n, d), and their scores
     with torch.no_grad(): scores = acquisition.scores(points).amax(-1)
-    scores, index = scores.topk(n)
+    scores, index = scores.topk(min(n, len(points)))
     return points[index], scores
 
-def _finalists(acquisition, rng): # family -> (n, d) encoded configurations
-    "The best of some points of each family; around those of the best family, more points."
-    space, found = acquisition.samples.search.space, {}
-    for family, points in points_by_family(space, _POINTS_OF_A_FAMILY).items():
-        found[family] = _best_points(acquisition, points, n=_FINALISTS)
-    best = max(found, key=lambda family: found[family][1][0])
+def _refine(acquisition, points, rng): # (n, d), from the best of some points
+    "The best of more and more points around the best."
+    space = acquisition.samples.search.space
     for sd in _ROUNDS:
-        centres = [space.decode(x.numpy()) for x in found[best][0]]
+        centres = [space.decode(x.numpy()) for x in points]
         around = neighbours(space, centres, n=_POINTS_OF_A_FAMILY, rng=rng, sd=sd)
-        points = torch.tensor(np.array([space.encode(c) for c in around]))
-        found[best] = _best_points(acquisition, torch.cat([found[best][0], points]), n=_FINALISTS)
-    return {family: points for family, (points, _) in found.items()}
+        points, _ = _best_points(acquisition, torch.cat([points, _encode_all(space, around)]))
+    return points
 
-def best_run_of_all(
-    acquisition:ImprovementPerJoule, # over a `JointSpace`
+def _finalists(acquisition, near, rng): # family -> (n, d) encoded configurations
+    "The best of some points of each family; of the best family, those around them, too."
+    space = acquisition.samples.search.space
+    is_small = enumerate_space(space) is not None
+    n = _FINALISTS_OF_ALL if is_small and not isinstance(space, JointSpace) else _FINALISTS
+    found = {f: _best_points(acquisition, points, n) for f, points in _starting_points(space, near).items()}
+    finalists = {family: points for family, (points, _) in found.items()}
+    best = max(found, key=lambda family: found[family][1][0])
+    if not is_small: finalists[best] = torch.cat([_refine(acquisition, finalists[best], rng), finalists[best]])
+    return finalists
+
+def best_run(
+    acquisition:ImprovementPerJoule,
     fresh:ImprovementPerJoule, # of the same trials, with functions of its own
     rng, # a generator of numpy
-) -> tuple: # (d,) encoded configuration, its epochs, and family -> `ExpectedReturn` of its best run
-    "The most promising run of all families, and what each of them would bring."
+    near:torch.Tensor|None=None, # (n, d) encoded configurations to score, too, in a large space of one family
+) -> PlannedRun:
+    "Configuration and length of the most promising run, and what it would bring."
     seen = {}
-    for family, points in _finalists(acquisition, rng).items():
-        with torch.no_grad(): scores = fresh.scores(points).amax(-1)
-        seen[family] = scores.max(), points[scores.argmax()]
-    _, point = max(seen.values(), key=lambda found: found[0])
-    returns = {family: expected_return(fresh, *fresh.remaining_gain_and_cost(x)) for family, (_, x) in seen.items()}
-    return point, _best_length(fresh, point), {family: r for family, r in returns.items() if r}
+    for family, points in _finalists(acquisition, near, rng).items():
+        with torch.no_grad(): scores = fresh.scores(points)
+        i, length = divmod(int(scores.argmax()), scores.shape[1])
+        seen[family] = scores.max(), points[i], fresh.samples.grid[length]
+    returns = {f: expected_return(fresh, *fresh.remaining_gain_and_cost(x)) for f, (_, x, _) in seen.items()}
+    best = max(seen, key=lambda family: seen[family][0])
+    families = {f: r for f, r in returns.items() if f and r}
+    return PlannedRun(*seen[best][1:], expected=returns[best], families=families)

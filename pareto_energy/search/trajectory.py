@@ -16,17 +16,28 @@ from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import neighbours, seeded_fit, sobol_strategy, with_fallback, with_initial_design
-from .acquisition import best_run, best_run_of_all, build_acquisition, enumerate_space
-from .acquisition import expected_return, is_worthwhile
+from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
 
 # %% ../../nbs/43_search.trajectory.ipynb #t25
 def short_epochs(
     search:SearchTask,
     trials:list, # of this search
 ) -> int:
-    "The root of the epochs for the first run, the fourth root for the others and in a joint search."
-    is_first = not trials and not isinstance(search.space, JointSpace)
-    return math.ceil(search.epochs**(.5 if is_first else .25))
+    "The fourth root of the epochs; the first run is planned for all of them, but for a joint search."
+    return search.epochs if _is_first(search, trials) else math.ceil(search.epochs**.25)
+
+def _is_first(search, trials): return not trials and not isinstance(search.space, JointSpace)
+
+_LEAST_RISE = .1 # of the utility so far, in the last stretch of the first run
+
+def _still_rises(search, utility, epochs): # of the first run so far
+    "Did the last stretch of the grid bring a tenth of the rise, or was that of the first epochs too short to tell?"
+    if epochs[-1] < math.sqrt(search.epochs): return True
+    grid = epoch_grid(search.epochs)
+    best = [u for e, u in zip(epochs, np.maximum.accumulate(utility)) if e in grid]
+    if len(best) < 2: return True
+    rise = best[-1] - best[0]
+    return bool(rise > 0 and best[-1] - best[-2] >= _LEAST_RISE*rise)
 
 def _first_look(search, trials): # a configuration
     "The centre; in a joint search that of each family, with the least share of the data while looks are dear."
@@ -81,20 +92,14 @@ OVER_BUDGET = 'suggestions are over their budget'
 OVER_BUDGET_SOURCE = f'sobol: {OVER_BUDGET}'
 
 def _suggest_full(search, trials):
-    "The best run of the whole space."
-    acquisition = build_acquisition(search, trials)
-    if isinstance(search.space, JointSpace): return _suggest_family(search, trials, acquisition)
-    point, epochs = best_run(acquisition)
-    expected = expected_return(acquisition, *acquisition.remaining_gain_and_cost(point))
-    return Suggestion(search.space.decode(point.numpy()), 'trajectory', epochs=epochs, expected=expected)
-
-def _suggest_family(search, trials, acquisition):
-    "The best run of all families."
-    rng, fresh = np.random.default_rng(int(torch.randint(2**31, ()))), build_acquisition(search, trials)
-    point, epochs, families = best_run_of_all(acquisition, fresh, rng)
-    configuration = search.space.decode(point.numpy())
-    expected = families.get(configuration['family'])
-    return Suggestion(configuration, 'trajectory', epochs=epochs, expected=expected, families=families)
+    "The best run of the whole space, in a joint search of all families."
+    acquisition, fresh = (build_acquisition(search, trials) for _ in range(2))
+    seed = int(torch.randint(2**31, ()))
+    is_joint = isinstance(search.space, JointSpace)
+    near = None if is_joint else _candidate_points(search, trials, seed)
+    run = best_run(acquisition, fresh, np.random.default_rng(seed), near=near)
+    return Suggestion(search.space.decode(run.point.numpy()), 'trajectory', epochs=run.epochs, expected=run.expected,
+        families=run.families or None)
 
 def _suggest_cheap(search, trials, seed):
     "The best run of some candidates, without a fit."
@@ -129,9 +134,8 @@ def _within_budget(trials, source):
 
 # %% ../../nbs/43_search.trajectory.ipynb #a03
 def _unplanned_run(search, trials, seed):
-    "A Sobol' point for all epochs; in a joint search for a few, and in turn a neighbour of the front."
+    "A Sobol' point for a few epochs, and in turn a neighbour of the front."
     over_budget = lambda run, epochs: replace(run, epochs=epochs, source=f'{run.source}: {OVER_BUDGET}')
-    if not isinstance(search.space, JointSpace): return over_budget(sobol_strategy(search, trials[1:], seed), None)
     if len(trials) % 2: return over_budget(sobol_strategy(search, trials, seed), short_epochs(search, trials))
     return over_budget(*_neighbour_run(search, trials, seed))
 
@@ -194,6 +198,10 @@ def _rest_is_worthwhile(acquisition, trials, running, seed):
     with torch.no_grad(): rival = acquisition.scores(_candidate_points(search, [*trials, running], seed)).max()
     return bool(acquisition.per_joule(*rest).max() >= rival + math.log(_STOP_RIVAL_RATIO))
 
+def _trained_before(trials, running):
+    "The epochs that the configuration of a run was trained for before."
+    return max([t.epochs[-1] for t in trials if t.run and t.configuration == running.configuration], default=0)
+
 def _passes_grid(search, epochs): # of a run so far
     "Has the last stretch of training reached an epoch of the grid, before its end?"
     before = epochs[-2] if len(epochs) > 1 else 0
@@ -209,7 +217,9 @@ def should_continue(
     if not _passes_grid(search, running.epochs): return True
     joules = running.run['joules']
     is_initial = len(trials) < search.n_initial and running.origin.expected is None
+    if is_initial and _is_first(search, trials): return _still_rises(search, running.run['utility'], running.epochs)
     if is_initial: return not _exceeds_cost_limit(trials, joules)
+    if running.epochs[-1] <= _trained_before(trials, running): return True
     so_far = replace(running, status='finished', spent=joules[-1])
     with seeded_fit(seed*100_003 + len(trials)*101 + len(running.epochs)):
         try: acquisition = build_acquisition(search, trials, running=(so_far,))
@@ -224,6 +234,7 @@ def stopping_rule(
 ): # function of the utilities so far, of a function that reads the joules so far, and of their epochs; or None
     "The rule by which a run under way continues."
     if trial.origin.expected: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
+    if _is_of_initial_design(trial) and _is_first(search, earlier): return _first_run_rule(search)
     return _initial_run_rule(search, trial, earlier) if can_be_extended(trial, search) else None
 
 def planned_epochs(
@@ -238,8 +249,11 @@ def can_be_extended(
     search:SearchTask,
 ) -> bool:
     "Is it a short run of the initial design, of a family that trains epoch by epoch?"
-    is_initial = trial.strategy.removeprefix(JOINT) == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
-    return is_initial and planned_epochs(trial, search) < search.epochs and trial.family != 'gbdt'
+    is_short = planned_epochs(trial, search) < search.epochs
+    return is_short and _is_of_initial_design(trial) and trial.family != 'gbdt'
+
+def _is_of_initial_design(trial):
+    return trial.strategy.removeprefix(JOINT) == 'trajectory' and trial.origin.source.startswith(('centre', 'sobol'))
 
 def _worthwhile_rule(search, trial, earlier):
     suggestion_joules = max(t.origin.joules or 0. for t in [*earlier, trial])
@@ -252,13 +266,24 @@ def _worthwhile_rule(search, trial, earlier):
         return should_continue(search, earlier, running=replace(trial, run=run), seed=trial.seed)
     return continues
 
-def _initial_run_rule(search, trial, earlier):
+def _quick_rule(search): # function of the epochs of a run so far
+    "Is a whole run quick, by the processor seconds of the epochs so far?"
     times = []
-    def is_quick(epochs): # a whole run, by the processor seconds of the epochs so far
+    def is_quick(epochs):
+        times.append(time.process_time())
         if len(times) < 2: return False
         return (times[-1] - times[0])/(epochs[-1] - epochs[0])*search.epochs < _QUICK_RUN_SECONDS
+    return is_quick
+
+def _first_run_rule(search):
+    is_quick = _quick_rule(search)
     def continues(utility, joules, epochs):
-        times.append(time.process_time())
+        return is_quick(epochs) or not _passes_grid(search, epochs) or _still_rises(search, utility, epochs)
+    return continues
+
+def _initial_run_rule(search, trial, earlier):
+    is_quick = _quick_rule(search)
+    def continues(utility, joules, epochs):
         if is_quick(epochs): return True
         if epochs[-1] >= planned_epochs(trial, search): return False
         return not (_passes_grid(search, epochs) and _exceeds_cost_limit(earlier, joules()))
