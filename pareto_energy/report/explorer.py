@@ -7,7 +7,7 @@ __all__ = ['explorer_chart', 'explorer_page']
 
 # %% ../../nbs/65_report.explorer.ipynb #imp
 import json, math, re
-from pathlib import Path
+from importlib.resources import files
 import altair as alt
 import moocore
 import numpy as np
@@ -210,9 +210,9 @@ def explorer_page(
     import vl_convert
     data = explorer_data(trials, ref_points) | dict(label=label)
     chart = _chart([], [], data['families']).properties(width='container', background='transparent')
-    chart = chart.configure_axis(labelFontSize=11).to_dict()
+    chart = chart.configure(aria=False).configure_axis(labelFontSize=11).to_dict()
     library = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.lstrip('v').rsplit('.', 1)[0])
     parts = dict(study=html.escape(study), label=html.escape(label), data=_in_script(data), chart=_in_script(chart),
         library=library, least_joules=str(LEAST_JOULES))
-    template = Path(__file__).with_name('explorer.html').read_text(encoding='utf-8')
+    template = files('pareto_energy.report').joinpath('explorer.html').read_text(encoding='utf-8')
     return re.sub(r'@@(\w+)@@', lambda found: parts[found[1]], template)
