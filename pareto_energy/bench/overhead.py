@@ -345,9 +345,7 @@ def _conclude(
     fronts = watch.time('draw', figures.family_fronts, trials, ref_points)
     charts = watch.time('draw', _charts, fronts, table, curves, reached, matters)
     watch.time('draw', _draw, charts, table, study)
-    points = watch.time('explore', explorer.explorer_points, trials)
-    watch.time('explore', lambda: explorer.explorer_page(explorer.explorer_chart(points, 'simulated'), study,
-        'simulated'))
+    watch.time('explore', explorer.explorer_page, trials, ref_points, study, 'simulated')
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     return watch.seconds | dict(total=sum(watch.seconds.values()), gigabytes=peak)
 

@@ -6,13 +6,17 @@
 __all__ = ['explorer_chart', 'explorer_page']
 
 # %% ../../nbs/65_report.explorer.ipynb #imp
-import json, math
+import json, math, re
+from importlib.resources import files
 import altair as alt
 import moocore
+import numpy as np
 import pandas as pd
+from ..core import COLOURS
 from ..front.log import TRAINING, EnergyObjective
-from ..front.pareto import LEAST_JOULES, inference_readings, name_with_deployment
-from .tables import describe_configuration, study_energy, varied_parameters
+from ..front.pareto import LEAST_JOULES, in_answers, inference_readings, pareto_front
+from .tables import Rule, describe_configuration, front_table, model_names, retrained_points
+from .tables import study_energy, varied_parameters
 
 # %% ../../nbs/65_report.explorer.ipynb #c07
 _MAX_OTHERS = 1500 # points that are drawn though no front needs them
@@ -22,14 +26,14 @@ def _epoch_rows(trial, configuration):
     row = dict(dataset=trial.dataset, family=trial.family, trial=trial.name)
     trained, rows = dict(zip(trial.epochs, trial.run['joules'])), []
     for d in inference_readings(trial):
-        used = name_with_deployment(configuration, d['deployment'], ', ')
-        rows += [row | dict(epochs=epoch, utility=utility, joules=trained[epoch], inference=joules,
-            configuration=used) for epoch, utility, joules in zip(d['epochs'], d['utility'], d['joules'])]
+        rows += [row | dict(deployment=d['deployment'], epochs=epoch, utility=utility, joules=trained[epoch],
+            inference=joules, configuration=configuration)
+            for epoch, utility, joules in zip(d['epochs'], d['utility'], d['joules'])]
     return rows
 
 def _candidates(table):
-    "Whether each row is non-dominated in utility, joules and inference among its dataset and family."
-    index = [i for _, t in table.groupby(['dataset', 'family'])
+    "Whether each row is non-dominated in utility, joules and inference among its dataset, family and deployment."
+    index = [i for _, t in table.groupby(['dataset', 'family', 'deployment'])
         for i in t.index[moocore.is_nondominated(t[['utility', 'joules', 'inference']].to_numpy(),
         maximise=[True, False, False])]]
     return table.index.isin(index)
@@ -37,7 +41,7 @@ def _candidates(table):
 def explorer_points(
     trials:list, # of a study
     seed:int=0, # of the sample of others
-) -> pd.DataFrame: # dataset, family, trial, epochs, utility, joules, inference (J per 1,000), configuration, candidate
+) -> pd.DataFrame: # dataset, family, trial, deployment, epochs, utility, joules, inference (J per 1,000), configuration, candidate
     """All points that a front over any life can need, and a sample of the others.
 
     Raises: ValueError where no trial has a reading of inference."""
@@ -54,126 +58,161 @@ def explorer_points(
     sample = others.sample(min(_MAX_OTHERS, len(others)), random_state=seed)
     return pd.concat([table[table.candidate], sample]).sort_index().reset_index(drop=True)
 
+# %% ../../nbs/65_report.explorer.ipynb #md2
+_READINGS = ['test', 'test_ci', 'training', 'training_ci', 'inference', 'inference_ci', 'covariance']
+_MODEL = ['dataset', 'family', 'id', 'model', 'deployment', 'epochs', 'configuration', 'utility', *_READINGS]
+
+def _retrained(trials, energy):
+    "As `retrained_points`; empty where no model was trained again, or none with a reading that this energy needs."
+    try: return retrained_points(trials, energy)
+    except ValueError: return pd.DataFrame()
+
+def _models(trials, energy):
+    "The models that were trained again, with all that their energy follows from."
+    t = _retrained(trials, energy)
+    if t.empty: return pd.DataFrame(columns=_MODEL)
+    t['id'] = t.trial + '@' + t.epochs.astype(str)
+    if energy.uses_inference: t['id'] += '@' + t.deployment
+    else: t = t.assign(deployment=None, training=t.joules, training_ci=t.joules_ci)
+    covariance = (t.joules_ci**2 - t.training_ci**2 - t.inference_ci**2)/2 if energy.uses_inference else math.nan
+    return t.assign(covariance=covariance, model=model_names(t), configuration=t.searched)[_MODEL]
+
+def _records(table): # JSON has no NaN
+    return table.astype(object).where(table.notna(), None).to_dict('records')
+
+# %% ../../nbs/65_report.explorer.ipynb #md4
+_SHAPES = ['circle', 'square', 'triangle-up', 'diamond', 'cross', 'triangle-down', 'triangle-left', 'triangle-right']
+_THOUSAND = EnergyObjective('lifetime', 1000)
+_USUAL_LIFE = 1e4 # predictions, where the study does not state them
+
+def _opening(energy):
+    "The kind of energy and the predictions that the page opens with."
+    if energy.kind == 'lifetime' and not energy.predictions: return dict(kind='training', predictions=_USUAL_LIFE)
+    return dict(kind=energy.kind, predictions=max(energy.predictions or _USUAL_LIFE, 1))
+
+def _rows(points): # small: texts once for each trial, numbers to seven digits
+    named = ['dataset', 'family', 'trial', 'configuration']
+    trials = points[named].drop_duplicates('trial')
+    number, deployments = {t: n for n, t in enumerate(trials.trial)}, list(dict.fromkeys(points.deployment))
+    digits = lambda x: float(f'{x:.7g}')
+    rows = [[number[r.trial], deployments.index(r.deployment), r.epochs, digits(r.utility), digits(r.joules),
+        digits(r.inference)] for r in points.itertuples()]
+    return dict(trials=trials.values.tolist(), deployments=deployments, points=rows)
+
+def explorer_data(
+    trials:list, # of a study
+    ref_points:dict, # dataset -> `RefPoint`
+) -> dict: # in JSON: points of the search, and for each dataset its metric and the models that were trained again
+    "All that the page computes with."
+    points, energy = explorer_points(trials), study_energy(ref_points)
+    trained, used, datasets = _models(trials, TRAINING), _models(trials, _THOUSAND), {}
+    for name, t in points.groupby('dataset', sort=False):
+        metric, again = ref_points[name].metric, trained[trained.dataset == name]
+        unit = metric.unit_of(metric.sign*(again.test if len(again) else t.utility))
+        datasets[name] = dict(metric=metric.name, unit=unit, sign=metric.sign, trained=_records(again),
+            used=_records(used[used.dataset == name]))
+    return dict(datasets=datasets, families=list(dict.fromkeys(points.family)), colours=COLOURS, shapes=_SHAPES,
+        answers=in_answers(EnergyObjective('inference'), trials).answers, **_opening(energy), **_rows(points))
+
 # %% ../../nbs/65_report.explorer.ipynb #c12
-def _slider(name, value, bounds, step, text):
-    low, high = bounds
-    return alt.param(name, value=value, bind=alt.binding_range(min=low, max=high, step=step, name=text))
+def _opening_points(points, energy, sign):
+    "The points of one dataset, with their energy and whether they are on the front."
+    t = points.assign(joules=np.maximum(energy.joules(points.joules, points.inference), LEAST_JOULES))
+    return t.assign(energy=t.joules, shown=sign*t.utility, on_front=t.index.isin(pareto_front(t).index))
 
-_MOST = 12 # predictions in a life, as the power of 10
-
-def _exponent(energy):
-    "Where the control of the predictions stands at first: at the life of the study; for inference alone, at the longest."
-    predictions = dict(training=0., inference=math.inf).get(energy.kind, energy.predictions)
-    return min(round(math.log10(max(predictions, 1.)), 2), _MOST) if math.isfinite(predictions) else _MOST
-
-def controls(
-    datasets:list, # names
-    energy:EnergyObjective=TRAINING, # of the study
-) -> dict: # of Altair parameters
-    "The controls of the page: dataset, unit of energy, predictions, carbon intensity, price."
-    units = ['joules', 'grams of CO₂', 'cost']
-    exponents = 'predictions: 10 to the power of (0: none) '
-    return dict(
-        dataset=alt.param('dataset', value=datasets[0], bind=alt.binding_select(options=datasets, name='dataset ')),
-        measure=alt.param('measure', value='joules', bind=alt.binding_radio(options=units, name='measure energy in ')),
-        predictions=_slider('predictions', value=_exponent(energy), bounds=(0, _MOST), step=.25, text=exponents),
-        intensity=_slider('intensity', value=240, bounds=(0, 1000), step=10, text='carbon intensity (g/kWh) '),
-        price=_slider('price', value=.3, bounds=(0, 1), step=.01, text='price of a kilowatt-hour '))
+def _opening_models(trials, ref_points, name):
+    "The models of one dataset that were trained again, with their intervals and the mark of the recommended one."
+    t = _retrained(trials, study_energy(ref_points))
+    if not len(t): return t
+    t = front_table(t, ref_points).query('dataset == @name')
+    shown, half, less = t.sign*t.test, t.test_ci.fillna(0), t.joules_ci.fillna(0)
+    best = Rule().choose(t).name
+    return t.assign(energy=t.joules, shown=shown, low=shown - half, high=shown + half, model=model_names(t),
+        less=np.maximum(t.joules - less, t.joules/10), more=t.joules + less, mark=np.where(t.index == best, '★', ''),
+        chosen=t.index == best)
 
 # %% ../../nbs/65_report.explorer.ipynb #c12f
-_PREDICTIONS = "(predictions == 0 ? 0 : pow(10, predictions))"
-_ENERGY = (f"max({LEAST_JOULES}, datum.joules + {_PREDICTIONS}/1000*datum.inference)*"
-    "(measure == 'joules' ? 1 : (measure == 'cost' ? price : intensity)/3600000)")
+def _axes(titles): # of the energy and the utility
+    percent = "is_share ? format(datum.value, '.0%') : format(datum.value, '~g')"
+    x = alt.X('energy:Q', title=titles[0], scale=alt.Scale(type='log', nice=False, padding=14),
+        axis=alt.Axis(format='~g', tickCount=6))
+    y = alt.Y('shown:Q', title=titles[1], scale=alt.Scale(zero=False, nice=False, padding=12),
+        axis=alt.Axis(labelExpr=percent))
+    return dict(x=x, y=y)
 
-def _with_front(chart):
-    "The rows of the chosen dataset, with their energy over the life and whether they are on the front."
-    cheapest = [alt.SortField('energy'), alt.SortField('utility', order='descending')]
-    rows = chart.transform_filter('datum.dataset == dataset').transform_calculate(energy=_ENERGY)
-    rows = rows.transform_window(best='max(utility)', frame=[None, 0], sort=cheapest)
-    rows = rows.transform_window(before='lag(best)', sort=cheapest)
-    return rows.transform_calculate(on_front='!isValid(datum.before) || datum.utility > datum.before')
+def _family_channels(families, legend):
+    n, legend = range(len(families)), {} if legend else dict(legend=None)
+    scales = [alt.Scale(domain=families, range=[kinds[i % len(kinds)] for i in n]) for kinds in (COLOURS, _SHAPES)]
+    return dict(color=alt.Color('family:N', scale=scales[0], **legend), shape=alt.Shape('family:N', scale=scales[1], **legend))
 
-# %% ../../nbs/65_report.explorer.ipynb #c13
-_COLUMNS = dict(family=0, utility=75, energy=135, epochs=200,
-    configuration=245) # x of the columns of the list, in pixels
-ROWS = 15 # of the list
-
-def _list(data, brush, families):
-    "The configurations of the front inside the rectangle, as text."
-    front = _with_front(alt.Chart(data).transform_filter(families)).transform_filter('datum.on_front')
-    rows = front.transform_filter(brush).transform_window(row='row_number()', sort=[alt.SortField('energy')])
-    rows = rows.transform_filter(f'datum.row <= {ROWS}')
-    text = rows.transform_calculate(utility_text="format(datum.utility, '.1%')",
-        energy_text="format(datum.energy, '.3~g')")
-    y = alt.Y('row:O', axis=None, scale=alt.Scale(domain=list(range(ROWS + 1))))
-    fields = dict(utility='utility_text:N', energy='energy_text:N')
-    column = lambda name, x: text.mark_text(align='left', fontSize=10).encode(y, x=alt.value(x),
-        text=alt.Text(fields.get(name, f'{name}:N')))
-    titles = pd.DataFrame([dict(row=0, name=name, x=x) for name, x in _COLUMNS.items()])
-    head = alt.Chart(titles).mark_text(align='left', fontSize=10, fontWeight='bold').encode(y,
-        x=alt.X('x:Q', axis=None, scale=alt.Scale(domain=[0, 700], nice=False)), text='name:N')
-    return alt.layer(head, *(column(name, x) for name, x in _COLUMNS.items())).properties(width=700, height=ROWS*16,
-        title=f'The cheapest {ROWS} of the front, inside the rectangle if one is drawn')
+def _search_layers(base, channels):
+    "The points of the search and their front; a rectangle can be drawn over them."
+    tooltip = [alt.Tooltip('family:N'), alt.Tooltip('shown:Q', title='utility', format='.4~g'),
+        alt.Tooltip('energy:Q', format='.4~g'), *(alt.Tooltip(f'{c}:N') for c in ('deployment', 'epochs', 'configuration', 'trial'))]
+    brush = alt.selection_interval(name='brush')
+    best = base.transform_filter('datum.on_front')
+    return (base.transform_filter('!datum.on_front').mark_point(filled=True, size=12, opacity=.3)
+        .encode(**channels, tooltip=tooltip).properties(name='cloud').add_params(brush),
+        best.mark_line(interpolate='step-after', color='black', strokeWidth=1).properties(name='stairs'),
+        best.mark_point(filled=True, size=35, opacity=1, stroke='black', strokeWidth=.5)
+        .encode(**channels, tooltip=tooltip).properties(name='best'))
 
 # %% ../../nbs/65_report.explorer.ipynb #c13b
-def _encoding(label, families):
-    "The axes, colour, shape and tooltip of the points."
-    x = alt.X('energy:Q', title=f'energy over the life ({label}; unit as chosen above)',
-        scale=alt.Scale(type='log', nice=False, padding=12), axis=alt.Axis(format='~g', tickCount=6))
-    y = alt.Y('utility:Q', title='validation utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%'))
-    marks = [channel('family:N', scale=alt.Scale(domain=families), title='family (click to pick)')
-        for channel in (alt.Color, alt.Shape)]
-    tooltip = [alt.Tooltip('family:N'), alt.Tooltip('utility:Q', format='.2%'), alt.Tooltip('energy:Q', format='.4~g'),
-        alt.Tooltip('epochs:Q'), alt.Tooltip('configuration:N'), alt.Tooltip('trial:N')]
-    return dict(x=x, y=y, tooltip=tooltip), marks
+def _model_layers(base, channels):
+    "The models that were trained again, with intervals, rings around the chosen ones, and their letters."
+    rule = base.mark_rule(color='black', strokeWidth=1.2)
+    width = alt.condition('datum.chosen', alt.value(3), alt.value(1))
+    size = alt.condition('datum.chosen', alt.value(260), alt.value(130))
+    tooltip = [alt.Tooltip(f'{c}:N') for c in ('model', 'epochs', 'searched', 'trial')]
+    return (rule.encode(y='low:Q', y2='high:Q').properties(name='intervals'),
+        rule.encode(x='less:Q', x2='more:Q').properties(name='energies'),
+        base.mark_point(filled=True, opacity=1, stroke='black').encode(**channels, size=size, strokeWidth=width,
+        tooltip=tooltip).properties(name='models'),
+        base.mark_text(dy=-17, fontSize=14, fontWeight='bold').encode(text='mark:N').properties(name='letters'))
 
+def _chart(points, models, families, titles=(None, None)):
+    "The chart; with a legend and titles of the axes where these are given, and not written beside it."
+    base = lambda rows, name: alt.Chart(alt.InlineData(values=rows, name=name)).encode(**_axes(titles))
+    channels = _family_channels(families, legend=titles[0] is not None)
+    layers = *_search_layers(base(points, 'points'), channels), *_model_layers(base(models, 'models'), channels)
+    return alt.layer(*layers).add_params(alt.param('is_share', value=True)).properties(height=400)
+
+# %% ../../nbs/65_report.explorer.ipynb #c13c
 def explorer_chart(
-    table:pd.DataFrame, # from `explorer_points`
+    trials:list, # of a study
+    ref_points:dict, # dataset -> `RefPoint`
     label:str, # of the readings
-    energy:EnergyObjective=TRAINING, # of the study, as the page opens
-) -> alt.VConcatChart:
-    "The page as one chart."
-    data, params = table.drop(columns='candidate'), controls(list(dict.fromkeys(table.dataset)), energy)
-    brush = alt.selection_interval(name='brush')
-    families = alt.selection_point(name='families', fields=['family'], bind='legend', toggle='true')
-    axes, marks = _encoding(label, list(dict.fromkeys(table.family)))
-    base = _with_front(alt.Chart(data).transform_filter(families)).encode(**axes)
-    cloud = base.mark_point(filled=True, size=12, opacity=.25).encode(*marks).add_params(brush, families)
-    best = base.transform_filter('datum.on_front')
-    stairs = best.mark_line(interpolate='step-after', color='black', strokeWidth=1)
-    points = best.mark_point(filled=True, size=70, opacity=1, stroke='black', strokeWidth=.6).encode(*marks)
-    panel = (cloud + (stairs + points)).properties(width=620, height=360)
-    page = alt.vconcat(panel, _list(data, brush, families)).add_params(*params.values())
-    return page.configure_legend(symbolOpacity=1)
-
-# %% ../../nbs/65_report.explorer.ipynb #c16a
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>$study: utility and energy</title>
-<style>body {font: 14px/1.5 sans-serif; margin: 1.5em; max-width: 60em} \
-.vega-embed {display: block !important} .vega-bind {margin: .3em 0} \
-.vega-bind-name {display: inline-block; min-width: 20em}</style>
-<script>$library</script></head>
-<body><h1>$study: what does this accuracy cost?</h1>
-<p>Every point is a model after some epochs of training; the staircase is the front. \
-Move a control and the front is found anew. Draw a rectangle to list the configurations of the front in it; \
-click families in the legend to pick them. Energy is $label.</p>
-<div id="controls"></div><div id="chart"></div>
-<script>vegaEmbed('#chart', $chart, \
-{renderer: 'svg', actions: false, bind: '#controls'}).then(embedded => {window.view = embedded.view})</script>
-</body></html>
-"""
+) -> alt.LayerChart:
+    "The chart of the page as it opens: the first dataset, in the energy of the study."
+    points, energy = explorer_points(trials), study_energy(ref_points)
+    name = points.dataset.iloc[0]
+    metric = ref_points[name].metric
+    models, rows = _opening_models(trials, ref_points, name), points[points.dataset == name]
+    unit = metric.unit_of(metric.sign*(models.test if len(models) else rows.utility))
+    titles = f'{energy.name} ({energy.unit}, {label})', f'{metric.name} ({unit})'.replace(' ()', '')
+    chart = _chart(_records(_opening_points(rows, energy, metric.sign)), _records(models),
+        families=list(dict.fromkeys(points.family)), titles=titles)
+    chart.params[-1].value = unit == '%'
+    return chart.properties(width=620)
 
 # %% ../../nbs/65_report.explorer.ipynb #c16
+def _in_script(value): # a text of JSON that ends no script
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
+
 def explorer_page(
-    chart:alt.VConcatChart, # from `explorer_chart`
+    trials:list, # of a study
+    ref_points:dict, # dataset -> `RefPoint`
     study:str, # its name
     label:str, # of the readings
 ) -> str: # HTML
     "The page, with all that it needs inside."
     import html
-    import string
     import vl_convert
-    escaped = json.dumps(chart.to_dict()).replace('<', '\\u003c')
+    data = explorer_data(trials, ref_points) | dict(label=label)
+    chart = _chart([], [], data['families']).properties(width='container', background='transparent')
+    chart = chart.configure(aria=False).configure_axis(labelFontSize=11).to_dict()
     library = vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.lstrip('v').rsplit('.', 1)[0])
-    return string.Template(_PAGE).substitute(study=html.escape(study), label=html.escape(label), chart=escaped,
-        library=library)
+    parts = dict(study=html.escape(study), label=html.escape(label), data=_in_script(data), chart=_in_script(chart),
+        library=library, least_joules=str(LEAST_JOULES))
+    template = files('pareto_energy.report').joinpath('explorer.html').read_text(encoding='utf-8')
+    return re.sub(r'@@(\w+)@@', lambda found: parts[found[1]], template)
