@@ -152,15 +152,3 @@ def test_controls_are_reached_by_tab_and_labelled(page):
     page.keyboard.press('ArrowRight')
     assert page.locator('#n').get_attribute('aria-valuetext') == '1,300,000 predictions'
     assert page.locator('#recommendation').get_attribute('aria-live') == 'polite'
-
-
-@pytest.mark.xfail(strict=True, reason='the chart does not receive the drag')
-def test_rectangle_keeps_a_part_of_the_table(page):
-    whole, box = listed(page), page.locator('#chart svg').bounding_box()
-    page.mouse.move(box['x'] + box['width']/2, box['y'] + 10)
-    page.mouse.down()
-    page.mouse.move(box['x'] + box['width'] - 20, box['y'] + 200, steps=5)
-    page.mouse.up()
-    page.wait_for_timeout(300)
-    inside = listed(page)
-    assert 0 < len(inside) < len(whole) and inside == whole[-len(inside):]

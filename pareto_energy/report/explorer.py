@@ -146,13 +146,12 @@ def _family_channels(families, legend):
     return dict(color=alt.Color('family:N', scale=scales[0], **legend), shape=alt.Shape('family:N', scale=scales[1], **legend))
 
 def _search_layers(base, channels):
-    "The points of the search and their front; a rectangle can be drawn over them."
+    "The points of the search and their front."
     tooltip = [alt.Tooltip('family:N'), alt.Tooltip('shown:Q', title='utility', format='.4~g'),
         alt.Tooltip('energy:Q', format='.4~g'), *(alt.Tooltip(f'{c}:N') for c in ('deployment', 'epochs', 'configuration', 'trial'))]
-    brush = alt.selection_interval(name='brush')
     best = base.transform_filter('datum.on_front')
     return (base.transform_filter('!datum.on_front').mark_point(filled=True, size=12, opacity=.3)
-        .encode(**channels, tooltip=tooltip).properties(name='cloud').add_params(brush),
+        .encode(**channels, tooltip=tooltip).properties(name='cloud'),
         best.mark_line(interpolate='step-after', color='black', strokeWidth=1).properties(name='stairs'),
         best.mark_point(filled=True, size=35, opacity=1, stroke='black', strokeWidth=.5)
         .encode(**channels, tooltip=tooltip).properties(name='best'))
