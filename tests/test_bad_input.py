@@ -36,7 +36,7 @@ def complaint(*words):
     (['smoke', '-p', 'ranges=[1]'], 'ranges must be a mapping of families to ranges'),
     (['smoke', '-p', 'ranges={mlp: {width: wide}}'], 'width can be fixed at a whole number'),
     (['smoke', '-p', 'datasets=[diabetes]', '-p', 'families=[logistic]'], 'None of the families logistic serves diabetes'),
-    (['smoke', '-p', 'device=gpu'], 'expected cpu, cuda'),
+    (['smoke', '-p', 'device=gpu'], 'expected cpu, mps, cuda, cuda:1'),
     (['smoke', '-p', 'utility=f1'], 'Unknown utility'),
     (['smoke', '-p', 'utility=r2'], 'does not fit digits, a classification'),
     (['smoke', '-p', 'seeds=[0, 1'], 'is no YAML'),

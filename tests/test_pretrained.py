@@ -189,9 +189,9 @@ def test_a_study_refuses_a_pretrained_model_that_no_family_takes(home, smoke, ti
     with pytest.raises(ValueError, match='there is no such folder'): Study(data=films(), target='label', models=['minilm'], pretrained='nowhere', study='y')
 
 
-def test_a_joint_search_leaves_models_that_predict_as_recorded(home, tiny, monkeypatch):
+def test_a_joint_search_leaves_models_that_predict_as_recorded(home, monkeypatch):
     monkeypatch.chdir(home)
-    study = Study(data=films(), target='label', models=['logistic', 'minilm'], study='films', space=dict(minilm=RANGES), pretrained=str(tiny), keep='front', **FEW)
+    study = Study(data=films(), target='label', models=['logistic', 'minilm'], study='films', space=dict(minilm=RANGES), keep='front', **FEW)
     study.run()
     data, kept = study.own_data, sorted((study.folder/'models').iterdir())
     assert {t.family for t in study.trials_so_far} == {'logistic', 'minilm'} and len(kept) == 2
