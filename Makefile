@@ -15,7 +15,7 @@ study: install
 test: export OMP_NUM_THREADS ?= 1
 test: install
 	PARETO_ENERGY_LOCK=$$(mktemp -u) $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal tests
 
 # the chapters once more, with their statistics: cells that are marked slow
 slow: install

@@ -48,6 +48,13 @@ def need(*names):
     pytest.skip(reason)
 
 
+@pytest.fixture(scope='session', autouse=True)
+def no_compiler():
+    "BoTorch 0.18 would compile a kernel of its own for Ax, which takes minutes and changes no number."
+    from botorch.acquisition.multi_objective import logei
+    logei._load_attempted = True
+
+
 @pytest.fixture
 def offline(monkeypatch):
     "Other libraries ask no server."

@@ -13,7 +13,7 @@ import torch
 from ..models.space import JointSpace, sobol_points
 from ..front.log import MIN_COST_SHARE, ExpectedReturn, RefPoint
 from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
-from .strategies import SearchTask, neighbours, points_by_family
+from .strategies import SearchTask, encode_configs, neighbours
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
 # %% ../../nbs/42_search.acquisition.ipynb #t18
@@ -94,7 +94,7 @@ class ImprovementPerJoule:
         self.spent = spent
         self.alpha = _cost_exponent(samples.search, trials)
         search = samples.search
-        self.trained = torch.tensor(np.array([search.space.encode(t.configuration) for t in trials]))
+        self.trained = encode_configs(search.space, (t.configuration for t in trials))
         self.lengths = torch.tensor([_trained_epochs(t, search) for t in trials]) # epochs of each of them
         self.front_cost, self.front_utility = self._front()
 
@@ -165,8 +165,8 @@ def build_acquisition(
 def _by_status(trials, *statuses): return tuple([t for t in trials if t.status == s] for s in statuses)
 
 def _infer_ref_point(search, samples, done):
-    points = torch.tensor(np.array([search.space.encode(c) for c in sobol_points(search.space, 256)]))
-    with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy, _ in samples.models(points))
+    points = encode_configs(search.space, sobol_points(search.space, 256))
+    with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy in samples.energies(points))
     measured = math.log10(max(trajectory_points(done, search.energy).joules.max(), LEAST_JOULES))
     worst = min(min(t.run['utility']) for t in done)
     return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
@@ -218,7 +218,7 @@ def is_worthwhile(
     return expected.gain >= min_gain_per_cost*max(expected.cost, MIN_COST_SHARE)
 
 # %% ../../nbs/42_search.acquisition.ipynb #jf1
-_POINTS, _POINTS_OF_A_FAMILY = 64, 32
+_NEIGHBOURS = 32 # that are scored in each round
 _FINALISTS, _FINALISTS_OF_ALL = 4, 8 # of the best points of each round; of all configurations of a small space
 _ROUNDS = .1, .05, .02 # standard deviation of the steps from the best points
 
@@ -230,15 +230,6 @@ class PlannedRun:
     expected: ExpectedReturn|None = None # None where nothing is covered yet
     families: dict = field(default_factory=dict) # family -> `ExpectedReturn` of its best run, in a joint search
 
-def _encode_all(space, configurations): return torch.tensor(np.array([space.encode(c) for c in configurations]))
-
-def _starting_points(space, near): # family -> (n, d) encoded configurations
-    if isinstance(space, JointSpace): return points_by_family(space, _POINTS_OF_A_FAMILY)
-    points = enumerate_space(space)
-    if points is not None: return {None: points}
-    spread = sobol_points(space, _POINTS, int(torch.randint(2**31, ())))
-    return {None: torch.cat([_encode_all(space, spread), near])}
-
 def _best_points(acquisition, points, n=_FINALISTS): # (n, d), and their scores
     with torch.no_grad(): scores = acquisition.scores(points).amax(-1)
     scores, index = scores.topk(min(n, len(points)))
@@ -249,16 +240,16 @@ def _refine(acquisition, points, rng): # (n, d), from the best of some points
     space = acquisition.samples.search.space
     for sd in _ROUNDS:
         centres = [space.decode(x.numpy()) for x in points]
-        around = neighbours(space, centres, n=_POINTS_OF_A_FAMILY, rng=rng, sd=sd)
-        points, _ = _best_points(acquisition, torch.cat([points, _encode_all(space, around)]))
+        around = neighbours(space, centres, n=_NEIGHBOURS, rng=rng, sd=sd)
+        points, _ = _best_points(acquisition, torch.cat([points, encode_configs(space, around)]))
     return points
 
-def _finalists(acquisition, near, rng): # family -> (n, d) encoded configurations
+def _finalists(acquisition, points, rng): # family -> (n, d) encoded configurations
     "The best of some points of each family; of the best family, those around them, too."
     space = acquisition.samples.search.space
     is_small = enumerate_space(space) is not None
     n = _FINALISTS_OF_ALL if is_small and not isinstance(space, JointSpace) else _FINALISTS
-    found = {f: _best_points(acquisition, points, n) for f, points in _starting_points(space, near).items()}
+    found = {family: _best_points(acquisition, x, n) for family, x in points.items()}
     finalists = {family: points for family, (points, _) in found.items()}
     best = max(found, key=lambda family: found[family][1][0])
     if not is_small: finalists[best] = torch.cat([_refine(acquisition, finalists[best], rng), finalists[best]])
@@ -267,15 +258,15 @@ def _finalists(acquisition, near, rng): # family -> (n, d) encoded configuration
 def best_run(
     acquisition:ImprovementPerJoule,
     fresh:ImprovementPerJoule, # of the same trials, with functions of its own
+    points:dict, # family, or None for the only one -> (n, d) encoded configurations to start from
     rng, # a generator of numpy
-    near:torch.Tensor|None=None, # (n, d) encoded configurations to score, too, in a large space of one family
 ) -> PlannedRun:
     "Configuration and length of the most promising run, and what it would bring."
     seen = {}
-    for family, points in _finalists(acquisition, near, rng).items():
-        with torch.no_grad(): scores = fresh.scores(points)
+    for family, x in _finalists(acquisition, points, rng).items():
+        with torch.no_grad(): scores = fresh.scores(x)
         i, length = divmod(int(scores.argmax()), scores.shape[1])
-        seen[family] = scores.max(), points[i], fresh.samples.grid[length]
+        seen[family] = scores.max(), x[i], fresh.samples.grid[length]
     returns = {f: expected_return(fresh, *fresh.remaining_gain_and_cost(x)) for f, (_, x, _) in seen.items()}
     best = max(seen, key=lambda family: seen[family][0])
     families = {f: r for f, r in returns.items() if f and r}

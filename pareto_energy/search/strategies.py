@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch.nn.functional import one_hot
-from ..models.space import Categorical, JointSpace, Space, from_unit, sobol_points, to_unit
+from ..models.space import Categorical, Int, JointSpace, Ordinal, Space, from_unit, sobol_points, to_unit
 from ..front.log import TRAINING, EnergyObjective, ExpectedReturn, RefPoint
 from ..front.pareto import LEAST_JOULES, final_model
 
@@ -52,6 +52,13 @@ def as_searched(
     joint = lambda t: dict(family=t.family, configuration=t.configuration)
     return [replace(t, configuration=joint(t)) for t in trials]
 
+def encode_configs(
+    space:Space,
+    configurations, # of the space
+) -> torch.Tensor: # (n, d) double
+    "The points of configurations."
+    return torch.tensor(np.array([space.encode(c) for c in configurations]))
+
 # %% ../../nbs/40_search.strategies.ipynb #c06b
 def _random_strategy(search, trials, seed):
     "An independent random point."
@@ -68,10 +75,27 @@ def neighbours(
     sd:float=_NEIGHBOUR_SD, # of each coordinate
 ) -> list: # n configurations
     "Points around some others, which take turns; in a joint space, of the same family."
-    points = [to_unit(space, c) for c in centres]
-    steps = [sd*rng.normal(size=len(space)) for _ in range(n)]
-    if isinstance(space, JointSpace): steps = [np.append(0., step[1:]) for step in steps]
-    return [from_unit(space, np.clip(points[i % len(points)] + step, 0., 1 - 1e-9)) for i, step in enumerate(steps)]
+    return [_neighbour(space, centres[i % len(centres)], rng=rng, sd=sd) for i in range(n)]
+
+def _neighbour(space, centre, rng, sd):
+    "A step of every coordinate; of the discrete ones, one on average goes to another of its options."
+    if isinstance(space, JointSpace):
+        own = _neighbour(space.spaces[centre['family']], centre['configuration'], rng=rng, sd=sd)
+        return dict(centre, configuration=own)
+    n_discrete = sum(not _is_continuous(p) for p in space.values())
+    point = to_unit(space, centre) + sd*rng.normal(size=len(space))
+    for i, p in enumerate(space.values()):
+        if not _is_continuous(p) and rng.random() < 1/n_discrete: point[i] = _other_level(p, point[i], rng)
+    return from_unit(space, np.clip(point, 0., 1 - 1e-9))
+
+def _is_continuous(p): return not isinstance(p, (Categorical, Int, Ordinal))
+
+def _other_level(p, u, rng): # of a coordinate in the unit cube
+    "Another option of a choice; of ordered numbers, one that stands beside."
+    if isinstance(p, Categorical): return rng.random()
+    step = rng.choice([-1, 1])
+    if isinstance(p, Int): return p.encode(min(max(p.decode(u) + step, p.low), p.high))
+    return u + step/(len(p.options) - 1)
 
 def sobol_strategy(
     search:SearchTask,
@@ -246,8 +270,8 @@ def points_by_family(
 ) -> dict: # family -> (n, d) encoded configurations
     "Sobol' points of each family."
     seed = int(torch.randint(2**31, ()))
-    encoded = lambda family, c: space.encode(dict(family=family, configuration=c))
-    return {family: torch.tensor(np.array([encoded(family, c) for c in sobol_points(own, n, seed)]))
+    joint = lambda family, configurations: [dict(family=family, configuration=c) for c in configurations]
+    return {family: encode_configs(space, joint(family, sobol_points(own, n, seed)))
         for family, own in space.spaces.items()}
 
 def _best_family(space, acquisition, starts):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ..front.pareto import LEAST_JOULES, epoch_grid, inference_readings, pareto_front, trajectory_points
 from ..front.log import TRAINING, EnergyObjective
-from .strategies import SearchTask, energy_noise, one_hot_encoding, seeded_fit
+from .strategies import SearchTask, encode_configs, energy_noise, one_hot_encoding, seeded_fit
 
 # %% ../../nbs/41_search.surrogate.ipynb #t09
 _MAX_POINTS = 240 # that the surrogate of the utility is fitted to, at most
@@ -60,8 +60,9 @@ def _utility_observations(search, done, failed, worst):
     points += [(t, e, worst) for t in failed[-_MAX_RUNS:] for e in {1, search.epochs}]
     diverged = [t for t in done if t.run.get('diverged')]
     points += [(t, e, worst) for t in diverged for e in {min(t.epochs[-1] + 1, search.epochs), search.epochs}]
-    encode = lambda t, e: np.append(search.space.encode(t.configuration), _log_epoch(e, search.epochs))
-    return _Observations(_tensor([encode(t, e) for t, e, _ in points]), _tensor([u for _, _, u in points])[:, None])
+    x = encode_configs(search.space, (t.configuration for t, _, _ in points))
+    log_epochs = _tensor([_log_epoch(e, search.epochs) for _, e, _ in points])
+    return _Observations(torch.cat([x, log_epochs[:, None]], -1), _tensor([u for _, _, u in points])[:, None])
 
 def _epoch_exponent(
     trials, # finished ones
@@ -79,7 +80,7 @@ def _rate_observations(search, done, exponent):
     rates = [(j - exponent*math.log10(max(t.epochs[-1], 1)))/_RATE_UNIT for t, j in zip(done, log_joules)]
     noise = energy_noise(done)
     return _Observations(
-        x=_tensor([search.space.encode(t.configuration) for t in done]),
+        x=encode_configs(search.space, (t.configuration for t in done)),
         y=_tensor(rates)[:, None],
         noise=None if noise is None else _tensor(noise)[:, None]/_RATE_UNIT**2)
 
@@ -141,16 +142,22 @@ class PosteriorSamples:
         rate = _RATE_UNIT*self.sampled_rate(self.inputs[1](x)).reshape(-1, len(x))
         return rate[..., None] + self.exponent*torch.log10(torch.tensor(self.grid, dtype=torch.double))
 
+    def energies(self,
+        x:torch.Tensor, # (n, d) encoded configurations
+    ) -> list: # for each deployment: (samples, n, epochs of the grid) log10 J of the energy that counts
+        "Energy of each model that a run leaves behind."
+        cost, inputs = self.cost(x), self.inputs[1](x)
+        if not self.deployments: return [cost]
+        inference = [_RATE_UNIT*self._inference(d, inputs) for d in self.deployments.values()]
+        return [_log_energy(self.search.energy, cost, joules) for joules in inference]
+
     def models(self,
         x:torch.Tensor, # (n, d) encoded configurations
     ) -> list: # for each deployment: log10 J of the energy that counts, and utility; each (samples, n, epochs of the grid)
         "Energy and utility of each model that a run leaves behind."
-        cost, utility = self.cost(x), self.utility(x)
-        if not self.deployments: return [(cost, utility)]
-        inputs = self.inputs[1](x)
-        inference = [(_RATE_UNIT*self._inference(d, inputs), d.utility_difference)
-            for d in self.deployments.values()]
-        return [(_log_energy(self.search.energy, cost, joules), utility + difference) for joules, difference in inference]
+        utility = self.utility(x)
+        differences = [d.utility_difference for d in self.deployments.values()] or [0.]
+        return [(energy, utility + difference) for energy, difference in zip(self.energies(x), differences)]
 
     def _inference(self, deployment, inputs):
         if deployment.by_epoch: return self._at_epochs(deployment.sampled_inference, inputs)
@@ -174,7 +181,7 @@ def _inference_observations(search, encode, done, name, by_epoch):
     readings = [(t, d) for t in done for d in inference_readings(t) if d['deployment'] == name]
     points = [(t, d, i) for t, d in readings for i in sorted({0, len(d['epochs']) - 1} if by_epoch else {0})]
     if not points: return None
-    x = encode(_tensor([search.space.encode(t.configuration) for t, _, _ in points]))
+    x = encode(encode_configs(search.space, (t.configuration for t, _, _ in points)))
     if by_epoch:
         log_epochs = _tensor([_log_epoch(d['epochs'][i], search.epochs) for _, d, i in points])
         x = torch.cat([x, log_epochs[:, None]], -1)
@@ -289,8 +296,12 @@ def fit_hyperparameters(
 
 def _conditioned_gp(settings, fit_data, data):
     "A Gaussian process conditioned on `data`, with the hyperparameters of a fit to `fit_data`, where there are any."
-    model = _gp(settings, data)
-    if fit_data: model.load_state_dict(fit_hyperparameters(settings, _freeze(fit_data)), strict=False)
+    return _condition(settings, _freeze(fit_data) if fit_data else None, _freeze(data))
+
+@lru_cache(maxsize=16)
+def _condition(settings, fit_data, data): # both from `_freeze`
+    model = _gp(settings, _thaw(data))
+    if fit_data: model.load_state_dict(fit_hyperparameters(settings, fit_data), strict=False)
     return model
 
 # %% ../../nbs/41_search.surrogate.ipynb #h02b
@@ -341,9 +352,10 @@ def _subtract_mean(mean, data):
 
 # %% ../../nbs/41_search.surrogate.ipynb #e02
 def _log_evidence(
-    model, # in training mode, with the hyperparameters that it has
+    model, # with the hyperparameters that it has
 ) -> float:
     "Log marginal likelihood of the values, in their own unit."
+    model.train()
     with torch.no_grad(): fit = model.likelihood(model(*model.train_inputs)).log_prob(model.train_targets)
     return fit.item() - len(model.train_targets)*model.outcome_transform.stdvs.log().item()
 

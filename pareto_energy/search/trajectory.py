@@ -15,7 +15,7 @@ from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
-from .strategies import neighbours, seeded_fit, sobol_strategy, with_fallback, with_initial_design
+from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, sobol_strategy, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
 
 # %% ../../nbs/43_search.trajectory.ipynb #t25
@@ -28,10 +28,10 @@ def short_epochs(
 
 def _is_first(search, trials): return not trials and not isinstance(search.space, JointSpace)
 
-_LEAST_RISE = .1 # of the utility so far, in the last stretch of the first run
+_LEAST_RISE = .2 # of the utility so far, in the last stretch of the first run
 
 def _still_rises(search, utility, epochs): # of the first run so far
-    "Did the last stretch of the grid bring a tenth of the rise, or was that of the first epochs too short to tell?"
+    "Did the last stretch of the grid bring a fifth of the rise, or was that of the first epochs too short to tell?"
     if epochs[-1] < math.sqrt(search.epochs): return True
     grid = epoch_grid(search.epochs)
     best = [u for e, u in zip(epochs, np.maximum.accumulate(utility)) if e in grid]
@@ -65,8 +65,8 @@ def _candidate_configs(
     space, # a Space
     trials:list, # finished ones, the last one last
     seed:int,
-    energy:EnergyObjective=TRAINING, # the energy that counts
-    n:int=32, # of either kind
+    energy:EnergyObjective, # the energy that counts
+    n:int, # of either kind
 ) -> list: # configurations
     "Points spread over the space, and around the last trial and the front."
     on_front = set(pareto_front(trajectory_points(trials, energy)).number)
@@ -77,27 +77,28 @@ def _candidate_points(
     search:SearchTask,
     trials:list, # the last one last
     seed:int,
+    n:int=32, # spread over a large space, and as many around the front
 ) -> torch.Tensor: # (n, d) encoded configurations
     "All configurations of a small space, candidates of a large one."
     space = search.space
     points = enumerate_space(space)
     if points is not None: return points
     finished = [t for t in trials if t.status == 'finished']
-    configurations = _candidate_configs(space, finished, seed=seed, energy=search.energy)
-    return torch.tensor(np.array([space.encode(c) for c in configurations]))
+    return encode_configs(space, _candidate_configs(space, finished, seed=seed, energy=search.energy, n=n))
 
 # %% ../../nbs/43_search.trajectory.ipynb #a02
 CHEAP_SOURCE = 'trajectory: cheap suggestion'
 OVER_BUDGET = 'suggestions are over their budget'
 OVER_BUDGET_SOURCE = f'sobol: {OVER_BUDGET}'
+_POINTS, _POINTS_OF_A_FAMILY = 64, 32 # that a full suggestion starts from: of either kind; in a joint search
 
 def _suggest_full(search, trials):
     "The best run of the whole space, in a joint search of all families."
     acquisition, fresh = (build_acquisition(search, trials) for _ in range(2))
     seed = int(torch.randint(2**31, ()))
-    is_joint = isinstance(search.space, JointSpace)
-    near = None if is_joint else _candidate_points(search, trials, seed)
-    run = best_run(acquisition, fresh, np.random.default_rng(seed), near=near)
+    if isinstance(search.space, JointSpace): points = points_by_family(search.space, _POINTS_OF_A_FAMILY)
+    else: points = {None: _candidate_points(search, trials, seed, n=_POINTS)}
+    run = best_run(acquisition, fresh, points, rng=np.random.default_rng(seed))
     return Suggestion(search.space.decode(run.point.numpy()), 'trajectory', epochs=run.epochs, expected=run.expected,
         families=run.families or None)
 
@@ -191,7 +192,7 @@ def _exceeds_cost_limit(
 def _rest_is_worthwhile(acquisition, trials, running, seed):
     "Is the rest of a run worth its energy, by itself and beside the best new run?"
     search = acquisition.samples.search
-    point = torch.tensor(search.space.encode(running.configuration))
+    point, = encode_configs(search.space, [running.configuration])
     rest = acquisition.remaining_gain_and_cost(point, running.epochs[-1])
     expected = expected_return(acquisition, *rest)
     if not is_worthwhile(expected, search.min_gain_per_cost*_STOP_WORTH_FACTOR): return False
