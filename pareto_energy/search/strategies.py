@@ -65,6 +65,15 @@ def _random_strategy(search, trials, seed):
     rng = np.random.default_rng([seed, len(trials)])
     return Suggestion(from_unit(search.space, rng.random(len(search.space))), 'random')
 
+def sobol_strategy(
+    search:SearchTask,
+    trials:list, # of this search
+    seed:int,
+) -> Suggestion:
+    "The next point of a scrambled Sobol' sequence."
+    return Suggestion(sobol_points(search.space, len(trials) + 1, seed)[-1], 'sobol')
+
+# %% ../../nbs/40_search.strategies.ipynb #nb1
 _NEIGHBOUR_SD = .1 # of a step, in the unit cube
 
 def neighbours(
@@ -83,27 +92,22 @@ def _neighbour(space, centre, rng, sd):
         own = _neighbour(space.spaces[centre['family']], centre['configuration'], rng=rng, sd=sd)
         return dict(centre, configuration=own)
     n_discrete = sum(not _is_continuous(p) for p in space.values())
-    point = to_unit(space, centre) + sd*rng.normal(size=len(space))
+    start = to_unit(space, centre)
+    point = start + sd*rng.normal(size=len(space))
     for i, p in enumerate(space.values()):
-        if not _is_continuous(p) and rng.random() < 1/n_discrete: point[i] = _other_level(p, point[i], rng)
+        if not _is_continuous(p) and rng.random() < 1/n_discrete: point[i] = _other_level(p, start[i], rng)
     return from_unit(space, np.clip(point, 0., 1 - 1e-9))
 
 def _is_continuous(p): return not isinstance(p, (Categorical, Int, Ordinal))
 
 def _other_level(p, u, rng): # of a coordinate in the unit cube
     "Another option of a choice; of ordered numbers, one that stands beside."
-    if isinstance(p, Categorical): return rng.random()
+    n = p.high - p.low + 1 if isinstance(p, Int) else len(p.options)
+    if isinstance(p, Categorical): return (int(u*n) + rng.integers(1, n)) % n/n + .5/n
+    level = p.decode(u) - p.low if isinstance(p, Int) else round(u*(n - 1))
     step = rng.choice([-1, 1])
-    if isinstance(p, Int): return p.encode(min(max(p.decode(u) + step, p.low), p.high))
-    return u + step/(len(p.options) - 1)
-
-def sobol_strategy(
-    search:SearchTask,
-    trials:list, # of this search
-    seed:int,
-) -> Suggestion:
-    "The next point of a scrambled Sobol' sequence."
-    return Suggestion(sobol_points(search.space, len(trials) + 1, seed)[-1], 'sobol')
+    level += step if 0 <= level + step < n else -step
+    return p.encode(p.low + level) if isinstance(p, Int) else level/(n - 1)
 
 # %% ../../nbs/40_search.strategies.ipynb #g01
 def _grid_levels(p): # of a parameter
