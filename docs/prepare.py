@@ -10,7 +10,7 @@ from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
 ROOT = Path(__file__).parents[1]
 PARTS = dict(Tutorials='nbs/tutorials/*.ipynb', Doors='docs/doors.md', Core='nbs/10_*.ipynb', Energy='nbs/1[1-9]_*.ipynb', Models='nbs/2*.ipynb', Front='nbs/3*.ipynb', Search='nbs/4*.ipynb',
-    Running='nbs/5*.ipynb', Results='nbs/6*.ipynb', Use='nbs/7*.ipynb', Experiments='nbs/8*.ipynb', Reference='reference/*.md')
+    Running='nbs/5*.ipynb', Results='nbs/6*.ipynb', Use='nbs/7*.ipynb', Experiments='nbs/[89]*.ipynb', Reference='reference/*.md')
 
 
 def readable(path, target):

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core import log_axis, write_text
 from ..front.pareto import pareto_front, beats_reference, trajectory_points
 from ..front.log import TRAINING, EnergyObjective
-from .tables import MetricScale, metric_scale, savings, study_energy
+from .tables import MetricScale, metric_scale, on_front, savings, savings_within, study_energy
 
 # %% ../../nbs/64_report.figures.ipynb #c07
 def energy_axis(
@@ -167,6 +167,52 @@ def plot_savings(
     chart = alt.layer(base.mark_rule().encode(x='low:Q', x2='high:Q'), base.mark_rule().encode(y='less:Q', y2='more:Q'),
         base.mark_point(filled=True, size=45, opacity=1).encode(shape=shape))
     return chart.properties(width=width, height=150)
+
+# %% ../../nbs/64_report.figures.ipynb #sd1
+def _drawn_saving(table, within): # one row; none where no cheaper point is within the loss
+    scale, best = metric_scale(table), on_front(table).iloc[-1]
+    words = lambda r: f'{r.saved:.0f} % less energy\nfor {r.given_up:.1f} {scale.losses}'
+    rows = [dict(joules=r.joules, utility=scale.sign*best.test - r.given_up/scale.factor*scale.sign,
+        best_joules=best.joules, best_utility=scale.sign*best.test, words=words(r))
+        for r in savings_within(table, (within,)).itertuples()]
+    return pd.DataFrame(rows, columns=['joules', 'utility', 'best_joules', 'best_utility', 'words'])
+
+def _upper_points(table, shown): # that are at most so far below the best
+    points, scale = _intervals(table).sort_values('joules'), metric_scale(table)
+    points = points[points.utility >= points.utility.max() - shown/scale.factor]
+    return points.assign(**{c: scale.sign*points[c] for c in ('utility', 'low', 'high')})
+
+_SAVING_HEIGHT = 160 # points
+
+def _saving_panel(points, saving, families, label, scale):
+    x, y = energy_axis(points.joules, label, scale.energy), utility_axis(scale)
+    colour, shape = _channels('family', families, alt.Color, alt.Shape)
+    base, dashed = alt.Chart(points).encode(x, y), dict(strokeDash=[4, 3], color='#333', strokeWidth=1.2)
+    saving = alt.Chart(saving).encode(x, y)
+    return alt.layer(base.mark_line(interpolate='step-after', color='#999', strokeWidth=1.2),
+        base.mark_rule().encode(colour, y='low:Q', y2='high:Q'),
+        base.mark_point(filled=True, size=60, opacity=1).encode(colour, shape),
+        saving.mark_rule(**dashed).encode(x2='best_joules:Q'),
+        saving.mark_rule(**dashed).encode(alt.X('best_joules:Q'), y2='best_utility:Q'),
+        saving.mark_point(shape='triangle-left', filled=True, size=50, color='#333', opacity=1, xOffset=9),
+        saving.mark_text(lineBreak='\n', fontSize=11, align='right', baseline='bottom').encode(
+            alt.XValue('width'), alt.YValue(_SAVING_HEIGHT - 20), text='words:N')).properties(height=_SAVING_HEIGHT)
+
+# %% ../../nbs/64_report.figures.ipynb #sd2
+def plot_drawn_savings(
+    table:pd.DataFrame, # from `front_table`
+    label:str, # of the readings
+    within:float=2., # percentage points, or in the unit of the metric, that may be given up
+    shown:float=5., # height of a panel, in multiples of it
+    width:float=200, # of a panel, in points
+) -> alt.Chart:
+    "Plot the upper part of each front, and in it what the cheapest point within a loss of utility saves."
+    tables = dict(list(table.groupby('dataset', sort=False)))
+    points = {name: _upper_points(t, shown*within) for name, t in tables.items()}
+    families = [*dict.fromkeys(family for t in points.values() for family in t.family)]
+    draw = lambda name, t: _saving_panel(points[name], _drawn_saving(t, within), families, label, scale=metric_scale(t))
+    panels = [draw(name, t).properties(title=name, width=width) for name, t in tables.items()]
+    return alt.concat(*panels, columns=2)
 
 # %% ../../nbs/64_report.figures.ipynb #t02a
 def _grid(chart, table, width):
