@@ -88,7 +88,7 @@ class ImprovementPerJoule:
         ref_point:RefPoint, # utility and joules
         spent:float, # joules so far
     ):
-        self.samples = samples
+        self.samples, self.trials, self.ref_point = samples, trials, ref_point
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
@@ -104,6 +104,10 @@ class ImprovementPerJoule:
         models = [(energy[:, trained], utility[:, trained]) for energy, utility in self.samples.models(self.trained)]
         energy, utility = (torch.cat(parts, -1) for parts in zip(*models))
         return _staircase(energy - self.ref_cost, utility - self.ref_utility)
+
+    def with_fresh_samples(self): # an `ImprovementPerJoule`
+        "The same trials, and other functions from the same surrogates."
+        return ImprovementPerJoule(self.samples.redraw(), self.trials, self.ref_point, spent=self.spent)
 
     def improvement(self,
         x:torch.Tensor, # (n, d) encoded configurations

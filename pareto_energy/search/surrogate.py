@@ -122,6 +122,7 @@ class PosteriorSamples:
     grid: list # of epochs
     exponent: float = 1. # of the epochs in the joules
     deployments: dict = field(default_factory=dict) # name -> `_DeploymentSamples`, where inference counts
+    redraw: object = None # function without arguments: other functions, sampled from the same surrogates
 
     def _at_epochs(self, function, inputs):
         log_epochs = torch.tensor(_log_epoch(self.grid, self.search.epochs))
@@ -296,12 +297,8 @@ def fit_hyperparameters(
 
 def _conditioned_gp(settings, fit_data, data):
     "A Gaussian process conditioned on `data`, with the hyperparameters of a fit to `fit_data`, where there are any."
-    return _condition(settings, _freeze(fit_data) if fit_data else None, _freeze(data))
-
-@lru_cache(maxsize=16)
-def _condition(settings, fit_data, data): # both from `_freeze`
-    model = _gp(settings, _thaw(data))
-    if fit_data: model.load_state_dict(fit_hyperparameters(settings, fit_data), strict=False)
+    model = _gp(settings, data)
+    if fit_data: model.load_state_dict(fit_hyperparameters(settings, _freeze(fit_data)), strict=False)
     return model
 
 # %% ../../nbs/41_search.surrogate.ipynb #h02b
@@ -352,10 +349,9 @@ def _subtract_mean(mean, data):
 
 # %% ../../nbs/41_search.surrogate.ipynb #e02
 def _log_evidence(
-    model, # with the hyperparameters that it has
+    model, # in training mode, with the hyperparameters that it has
 ) -> float:
     "Log marginal likelihood of the values, in their own unit."
-    model.train()
     with torch.no_grad(): fit = model.likelihood(model(*model.train_inputs)).log_prob(model.train_targets)
     return fit.item() - len(model.train_targets)*model.outcome_transform.stdvs.log().item()
 
@@ -369,12 +365,16 @@ def _allocate_samples(
     return torch.cat([torch.zeros(1), weights.cumsum(0)*n]).round().diff().int().tolist()
 
 # %% ../../nbs/41_search.surrogate.ipynb #h02
-def _bayesian_model_average(settings, means, fit_data, data, n): # function of (m, d) points: (n, m) values
-    "Sample from the surrogate of each mean, by its evidence."
+def _bayesian_model_average(settings, means, fit_data, data, n): # of each mean its surrogate, and its share of samples
+    "Condition the surrogate of each mean, and weigh them by their evidence."
     residuals = [(_subtract_mean(mean, fit_data), _subtract_mean(mean, data)) for mean in means]
     models = [_conditioned_gp(settings, fit, seen) for fit, seen in residuals]
     sizes = _allocate_samples([_log_evidence(m) for m in models], n) if len(models) > 1 else [n]
-    sampled = [(mean, _sample_paths(model, size)) for mean, model, size in zip(means, models, sizes) if size]
+    return [weighed for weighed in zip(means, models, sizes) if weighed[-1]]
+
+def _sample_average(average): # function of (m, d) points: (n, m) values
+    "Sample functions from a model average."
+    sampled = [(mean, _sample_paths(model, size)) for mean, model, size in average]
     def values(x):
         parts = []
         for mean, paths in sampled:
@@ -425,12 +425,14 @@ def sample_posterior(
     fit_data = _fit_data(data, fitted=fitted, trials=trials, seen=seen)
     transfers = len(done) < 2*search.n_initial
     earlier = [data([*ts], []) for ts in search.prior_trials] if transfers else []
-    functions = []
+    averages = []
     for i, settings in enumerate((_utility_gp(search), _RATE_GP, *[_RATE_GP]*len(by_epoch))):
         means = [_ZeroMean(), *(_transfer_mean(settings, _freeze(parts[i])) for parts in earlier if parts[i])]
-        functions.append(_bayesian_model_average(settings, means, fit_data=fit_data[i], data=seen[i], n=n))
-    utility, rate, *inference = functions
-    read = {name: _DeploymentSamples(function, by_epoch[name], differences[name])
-        for name, function in zip(by_epoch, inference)}
-    return PosteriorSamples(search, inputs, utility, rate, grid=epoch_grid(search.epochs), exponent=exponent,
-        deployments=read)
+        averages.append(_bayesian_model_average(settings, means, fit_data=fit_data[i], data=seen[i], n=n))
+    def draw():
+        utility, rate, *inference = map(_sample_average, averages)
+        read = {name: _DeploymentSamples(function, by_epoch[name], differences[name])
+            for name, function in zip(by_epoch, inference)}
+        return PosteriorSamples(search, inputs, utility, rate, grid=epoch_grid(search.epochs), exponent=exponent,
+            deployments=read, redraw=draw)
+    return draw()

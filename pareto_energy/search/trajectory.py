@@ -94,11 +94,11 @@ _POINTS, _POINTS_OF_A_FAMILY = 64, 32 # that a full suggestion starts from: of e
 
 def _suggest_full(search, trials):
     "The best run of the whole space, in a joint search of all families."
-    acquisition, fresh = (build_acquisition(search, trials) for _ in range(2))
+    acquisition = build_acquisition(search, trials)
     seed = int(torch.randint(2**31, ()))
     if isinstance(search.space, JointSpace): points = points_by_family(search.space, _POINTS_OF_A_FAMILY)
     else: points = {None: _candidate_points(search, trials, seed, n=_POINTS)}
-    run = best_run(acquisition, fresh, points, rng=np.random.default_rng(seed))
+    run = best_run(acquisition, acquisition.with_fresh_samples(), points, rng=np.random.default_rng(seed))
     return Suggestion(search.space.decode(run.point.numpy()), 'trajectory', epochs=run.epochs, expected=run.expected,
         families=run.families or None)
 
