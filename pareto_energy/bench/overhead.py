@@ -104,10 +104,13 @@ def _sizes(family):
     return dict(default=DEFAULTS[family]) | ({} if knob == 'fraction'
         else dict(small=DEFAULTS[family] | {knob: values[0]}))
 
+_FEWER = 10 # times as few epochs with a DataLoader
+
 def _overhead(meter, family, c, data, seconds, turns):
     epochs = max(2, round(seconds/min(_bare(family, c, data, 1, 0) for _ in range(2))))
+    fewer = max(1, epochs//_FEWER) # a DataLoader may take fifty times as long
     readings = np.array([(_bare(family, c, data, epochs, s), *_metered(family, c, data, epochs, s, meter),
-        _with_loader(family, c, data, epochs, s)) for s in range(turns)])
+        _with_loader(family, c, data, fewer, s)*epochs/fewer) for s in range(turns)])
     for what, times in zip(('epochs', 'epochs and evaluations', 'DataLoader'), readings[:, 1:].T):
         low, median, high = np.quantile(times/readings[:, 0], [.25, .5, .75])
         yield dict(dataset=data.name, what=what, ratio=median, lower_quartile=low, upper_quartile=high)
