@@ -15,7 +15,7 @@ from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
 from ..front.pareto import epoch_grid, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
-from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, sobol_strategy, with_fallback, with_initial_design
+from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
 
 # %% ../../nbs/43_search.trajectory.ipynb #t25
@@ -50,8 +50,14 @@ def _short_run(search, trials, seed):
     "The centre of the space, then Sobol' points, for few epochs."
     looks = len(search.space.spaces) if isinstance(search.space, JointSpace) else 1
     if len(trials) < looks: run = Suggestion(_first_look(search, trials), 'centre')
-    else: run = sobol_strategy(search, trials[looks:], seed)
+    else: run = _untrained_sobol_point(search, trials, len(trials) - looks, seed=seed)
     return replace(run, epochs=short_epochs(search, trials))
+
+def _untrained_sobol_point(search, trials, n, seed):
+    "The nth Sobol' point, or in a small space the first after it that was not trained yet."
+    points = sobol_points(search.space, n + 1 + len(trials), seed)[n:]
+    trained = [t.configuration for t in trials]
+    return Suggestion(next((c for c in points if c not in trained), points[0]), 'sobol')
 
 # %% ../../nbs/43_search.trajectory.ipynb #a01
 _N_CHEAP_SAMPLES = 16 # functions that a cheap suggestion samples
@@ -137,7 +143,8 @@ def _within_budget(trials, source):
 def _unplanned_run(search, trials, seed):
     "A Sobol' point for a few epochs, and in turn a neighbour of the front."
     over_budget = lambda run, epochs: replace(run, epochs=epochs, source=f'{run.source}: {OVER_BUDGET}')
-    if len(trials) % 2: return over_budget(sobol_strategy(search, trials, seed), short_epochs(search, trials))
+    if len(trials) % 2:
+        return over_budget(_untrained_sobol_point(search, trials, len(trials), seed=seed), short_epochs(search, trials))
     return over_budget(*_neighbour_run(search, trials, seed))
 
 def _neighbour_run(search, trials, seed):
