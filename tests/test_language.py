@@ -195,5 +195,5 @@ def test_out_of_memory_is_a_failed_trial_and_the_search_goes_on(home, tmp_path):
     with _memory_limit(.15): study.run() # in this process: a child would load the libraries anew
     by_batch = {t.configuration['batch']: t for t in study.trials_so_far}
     assert by_batch[64].status == 'finished' and by_batch[1024].status == 'failed'
-    assert 'with 8 tokens each does not fit into memory' in by_batch[1024].reason
+    assert 'with a context of 8 does not fit into memory' in by_batch[1024].reason
     assert study.front.on_front.any()
