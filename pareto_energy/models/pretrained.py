@@ -78,7 +78,9 @@ def _check_kind(folder, config):
 
 # %% ../../nbs/29_models.pretrained.ipynb #f03
 def model_depth(config): # layers; None where config.json does not say
-    return next((config[key] for key in ('num_hidden_layers', 'n_layers', 'n_layer', 'num_layers') if key in config), None)
+    return next((config[key] for key in _DEPTH_KEYS if key in config), None)
+
+_DEPTH_KEYS = 'num_hidden_layers', 'n_layers', 'n_layer', 'num_layers'
 
 def space_of(
     folder, # of an encoder, a path
