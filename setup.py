@@ -31,7 +31,7 @@ def copy_page(path, target):
     target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
 
 
-extras = ('nsga2', 'dev', 'integrations', 'zeus', 'onnx', 'keep', 'pretrained', 'bench', 'cluster', 'docs', 'audit')
+extras = ('nsga2', 'dev', 'integrations', 'zeus', 'onnx', 'keep', 'pretrained', 'language', 'bench', 'cluster', 'docs', 'audit')
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
     url=cfg['git_url'], license='Apache-2.0', keywords=cfg['keywords'], python_requires=f">={cfg['min_python']}",

@@ -19,7 +19,7 @@ def readable(path, target):
     shown = [c for c in notebook.cells if not c.source.startswith(('#| hide', '#| default_exp'))]
     for cell in shown:
         if cell.cell_type == 'code': cell.source = '\n'.join(line for line in cell.source.splitlines() if not line.startswith('#|'))
-        elif cell.source.startswith('# ') and path.stem[:2].isdigit(): cell.source = f'# {path.stem[:2]} · {cell.source[2:]}'
+        elif cell.source.startswith('# ') and path.stem[:1].isdigit(): cell.source = f'# {path.stem[:2]} · {cell.source[2:]}'
     notebook.cells = [c for c in shown if c.source.strip()]
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)

@@ -19,7 +19,7 @@ def list_chapters(
     folder:Path, # from `chapters_folder`
 ) -> list: # paths in order
     "The notebooks with a number."
-    return sorted(folder.glob('[0-9][0-9]_*.ipynb'))
+    return sorted(folder.glob('[0-9][0-9a-z]_*.ipynb'))
 
 # %% ../nbs/71_cli.ipynb #c07
 def read_yaml(

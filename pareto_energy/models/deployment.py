@@ -88,6 +88,14 @@ def _without_fast_path(): # of transformers, which reads weights that quantised 
     try: yield
     finally: torch.backends.mha.set_fastpath_enabled(before)
 
+def quantise_linear(
+    module:torch.nn.Module,
+) -> torch.nn.Module: # a copy
+    "Linear layers and GRUs in 8 bits, whose inputs are quantised in each batch."
+    with warnings.catch_warnings(): # torch announces torchao in its place
+        warnings.simplefilter('ignore')
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(module), {*_QUANTISED}, torch.qint8)
+
 def _deploy_int8(module, examples):
     _check_on_cpu('int8', examples)
     share = _quantised_share(module)
@@ -95,9 +103,7 @@ def _deploy_int8(module, examples):
         raise NotDeployed(f'int8 serves linear layers and GRUs, which hold {share:.0%} of the parameters')
     def load(state):
         module.load_state_dict(state)
-        with warnings.catch_warnings(): # torch announces torchao in its place
-            warnings.simplefilter('ignore')
-            quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(module), {*_QUANTISED}, torch.qint8)
+        quantised = quantise_linear(module)
         def predict(batch):
             with _without_fast_path(): return quantised(batch)
         return predict

@@ -40,17 +40,27 @@ def check_encoder(
     """Whether a folder holds an encoder that the family can use.
 
     Raises: `ValueError` that says what is wrong with it, and what was expected."""
+    config = read_model_config(folder)
+    _check_kind(folder, config)
+    return config
+
+_TOKENISERS = 'tokenizer.json', 'vocab.txt' # one of which an encoder has
+
+def read_model_config(
+    folder, # a path
+    tokenisers:tuple=_TOKENISERS, # names of files, one of which has to be there
+) -> dict: # its config.json
+    """What a folder says of the pretrained model in it.
+
+    Raises: `ValueError` where there is none, or where a file is missing."""
     folder = Path(folder)
     if not folder.is_dir(): raise ValueError(f'No pretrained model at {folder}: there is no such folder.')
     if not (folder/'config.json').exists(): raise _lacks(folder, 'config.json')
     try: config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{folder}/config.json is no JSON: {e}.') from e
-    if not any((folder/name).exists() for name in _TOKENISERS): raise _lacks(folder, ' or '.join(_TOKENISERS))
+    if not any((folder/name).exists() for name in tokenisers): raise _lacks(folder, ' or '.join(tokenisers))
     if not any(folder.glob('*.safetensors')): raise _lacks(folder, 'model.safetensors')
-    _check_kind(folder, config)
     return config
-
-_TOKENISERS = 'tokenizer.json', 'vocab.txt'
 
 def _lacks(folder, file):
     return ValueError(f'{folder} has no {file}: a pretrained model is a folder with config.json, a tokenizer and '
@@ -67,8 +77,10 @@ def _check_kind(folder, config):
         'BERT, RoBERTa, MPNet or DistilBERT.')
 
 # %% ../../nbs/29_models.pretrained.ipynb #f03
-def _depth(config): # layers; None where config.json does not say
-    return next((config[key] for key in ('num_hidden_layers', 'n_layers', 'num_layers') if key in config), None)
+def model_depth(config): # layers; None where config.json does not say
+    return next((config[key] for key in _DEPTH_KEYS if key in config), None)
+
+_DEPTH_KEYS = 'num_hidden_layers', 'n_layers', 'n_layer', 'num_layers'
 
 def space_of(
     folder, # of an encoder, a path
@@ -77,7 +89,7 @@ def space_of(
 
     Raises: `ValueError` as `check_encoder`."""
     config, space = check_encoder(folder), EXTRA_FAMILIES['minilm'].space
-    depth = _depth(config)
+    depth = model_depth(config)
     most = min(space['tokens'].high, config.get('max_position_embeddings', math.inf))
     changed = dict(layers=Int(1, depth), trained=Int(0, depth), tokens=replace(space['tokens'], high=most))
     return Space(space | changed, dict(pretrained=str(Path(folder).resolve())))
@@ -86,7 +98,7 @@ def _folder_of(configuration): return configuration.get('pretrained') or str(pac
 
 # %% ../../nbs/29_models.pretrained.ipynb #l01
 @contextmanager
-def _quiet_transformers():
+def quiet_transformers():
     "The library of models, without a network and without its progress bars."
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
     from transformers.utils import logging
@@ -98,29 +110,39 @@ def _quiet_transformers():
         logging.set_verbosity(level)
         if has_bars: logging.enable_progress_bar()
 
+def load_weights(
+    folder, # that was checked
+    kind:str, # a class of transformers, such as AutoModel
+) -> nn.Module: # in float32, for use, none of whose parameters is trained
+    """A pretrained model, without a network.
+
+    Raises: `ValueError` where it cannot be loaded."""
+    how = dict(local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    with quiet_transformers():
+        import transformers
+        from safetensors import SafetensorError
+        try: model = getattr(transformers, kind).from_pretrained(folder, **how)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+            raise ValueError(f'The model in {folder} cannot be loaded: {str(e).strip().splitlines()[0]}') from e
+    return model.eval().requires_grad_(False)
+
 @lru_cache(2)
 def _load_encoder(folder):
     "The model of a folder, none of whose parameters is trained, without dropout."
     config = check_encoder(folder)
-    with _quiet_transformers():
-        from safetensors import SafetensorError
-        from transformers import AutoModel
-        how = dict(local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        try: encoder = AutoModel.from_pretrained(folder, **how)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as e:
-            raise ValueError(f'The model in {folder} cannot be loaded: {str(e).strip().splitlines()[0]}') from e
+    encoder = load_weights(folder, 'AutoModel')
     if getattr(encoder, 'pooler', None) is not None: encoder.pooler = None
-    if _layers_of(encoder, _depth(config)) is None:
+    if layers_of(encoder, model_depth(config)) is None:
         raise ValueError(f'{folder} holds a model of the type {config["model_type"]!r}, whose layers are not listed: '
             'give one such as BERT, RoBERTa, MPNet or DistilBERT.')
-    return encoder.eval().requires_grad_(False)
+    return encoder
 
-def _layers_of(encoder, depth): # a ModuleList; None where there is none of this length
+def layers_of(encoder, depth): # a ModuleList; None where there is none of this length
     return next((m for m in encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
 
 @lru_cache(2)
-def _load_tokeniser(folder):
-    with _quiet_transformers():
+def load_tokeniser(folder):
+    with quiet_transformers():
         from transformers import AutoTokenizer
         try: return AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as e:
@@ -141,14 +163,14 @@ def tokenise(
             'again (restart=True).')
     parts = {part: (_read(data.texts[part], folder, tokens), targets) for part, (_, targets) in data.parts.items()}
     longest = max(features.shape[1] for features, _ in parts.values())
-    padding = _load_tokeniser(folder).pad_token_id
+    padding = load_tokeniser(folder).pad_token_id
     widen = lambda ids: np.pad(ids, ((0, 0), (0, longest - ids.shape[1])), constant_values=padding)
     parts = {part: (widen(ids), targets) for part, (ids, targets) in parts.items()}
-    return replace(data, parts=parts, vocabulary=len(_load_tokeniser(folder)))
+    return replace(data, parts=parts, vocabulary=len(load_tokeniser(folder)))
 
 def _read(texts, folder, tokens): # (n, longest)
     how = dict(truncation=True, max_length=tokens, padding=True, return_tensors='np')
-    return _load_tokeniser(folder)(texts, **how)['input_ids']
+    return load_tokeniser(folder)(texts, **how)['input_ids']
 
 def read_texts(
     texts:list,
@@ -207,14 +229,14 @@ def build_model(
     if kept > depth:
         raise ValueError(f'The encoder in {folder} has {depth} layers, fewer than {kept}: lower the range of layers.')
     frozen = {id(p): p for p in base.parameters()}
-    trained = _layers_of(base, depth)[max(0, kept - configuration['trained']):kept]
+    trained = layers_of(base, depth)[max(0, kept - configuration['trained']):kept]
     for p in trained.parameters(): frozen.pop(id(p))
     encoder = copy.deepcopy(base, frozen) # which shares what is not trained
-    layers = _layers_of(encoder, depth)
+    layers = layers_of(encoder, depth)
     del layers[kept:]
     layers[kept - len(trained):].requires_grad_(True)
     encoder.config.num_hidden_layers = kept
-    model = _Classifier(encoder, base.config.hidden_size, data.outputs, _load_tokeniser(folder).pad_token_id)
+    model = _Classifier(encoder, base.config.hidden_size, data.outputs, load_tokeniser(folder).pad_token_id)
     return model.train()
 
 # %% ../../nbs/29_models.pretrained.ipynb #m02

@@ -328,7 +328,7 @@ def write_parameters_cells(
     import yaml
     quick = yaml.safe_load((folder/'studies'/'quick.yaml').read_text(encoding='utf-8')) | dict(study='published/quick')
     changed = []
-    for path in sorted(folder.glob('[0-9][0-9]_*.ipynb')):
+    for path in sorted(folder.glob('[0-9][0-9a-z]_*.ipynb')):
         notebook = json.loads(path.read_text(encoding='utf-8'))
         cell = next((c for c in notebook['cells'] if 'parameters' in c['metadata'].get('tags', [])), None)
         if not cell: continue
