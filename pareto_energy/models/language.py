@@ -39,7 +39,7 @@ def packaged_language_model() -> Path: # a folder in the cache
     return folder
 
 def _convert(source, folder):
-    "Write what a GGUF file holds as transformers saves it; reading the file takes half a minute, so it is done once."
+    "Write what a GGUF file holds as transformers saves it; reading the file takes about 40 seconds, so it is done once."
     folder.parent.mkdir(parents=True, exist_ok=True)
     with quiet_transformers(), tempfile.TemporaryDirectory(dir=folder.parent) as parts:
         from transformers import AutoModelForCausalLM, AutoTokenizer
