@@ -162,7 +162,7 @@ def build_acquisition(
     fit_trials = None if fitted is None else _by_status(fitted, 'finished', 'failed')
     samples = sample_posterior(search, done, failed, running=running, fitted=fit_trials, n=n)
     ref_point = search.ref_point or _infer_ref_point(search, samples, done)
-    spent = sum(t.spent for t in [*trials, *running])
+    spent = max(LEAST_JOULES, sum(t.spent for t in [*trials, *running])) # models that are not trained spend none
     known = [*limit_trials(done, energy=search.energy), *running, *pending]
     return ImprovementPerJoule(samples, trials=known, ref_point=ref_point, spent=spent)
 
