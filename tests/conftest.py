@@ -51,8 +51,8 @@ def need(*names):
 @pytest.fixture(scope='session', autouse=True)
 def no_compiler():
     "BoTorch 0.18 would compile a kernel of its own for Ax, which takes minutes and changes no number."
-    from botorch.acquisition.multi_objective import logei
-    logei._load_attempted = True
+    from pareto_energy.search.strategies import _multi_objective
+    _multi_objective()
 
 
 @pytest.fixture

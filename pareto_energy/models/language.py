@@ -290,10 +290,10 @@ class _Options:
     def answer(self, questions): # (n,) numbers of options
         prompts = self.use.tokeniser([self.examples + self._prompt(q) for q in questions])['input_ids']
         prompts = [tokens[-self.use.configuration['context']:] for tokens in prompts]
-        options = [[self._encode(' ' + option) for option in q['options']] for q in questions]
+        encode = lambda q: [self._encode(' ' + option) for option in q['options']]
         if self.asked['share_options']:
-            return score_options(self.use.model, prompts, options[0], self.use.padding).argmax(1)
-        return score_questions(self.use.model, prompts, options, self.use.padding).argmax(1)
+            return score_options(self.use.model, prompts, encode(questions[0]), self.use.padding).argmax(1)
+        return score_questions(self.use.model, prompts, [*map(encode, questions)], self.use.padding).argmax(1)
 
     def utility(self, part):
         questions = self.rows(part)

@@ -172,7 +172,7 @@ def plot_savings(
 def _drawn_saving(table, within): # one row; none where no cheaper point is within the loss
     scale, best = metric_scale(table), on_front(table).iloc[-1]
     words = lambda r: f'{r.saved:.0f} % less energy\nfor {r.given_up:.1f} {scale.losses}'
-    rows = [dict(joules=r.joules, utility=scale.sign*best.test - r.given_up/scale.factor*scale.sign,
+    rows = [dict(joules=r.joules, utility=scale.sign*(best.test - r.given_up/scale.factor),
         best_joules=best.joules, best_utility=scale.sign*best.test, words=words(r))
         for r in savings_within(table, (within,)).itertuples()]
     return pd.DataFrame(rows, columns=['joules', 'utility', 'best_joules', 'best_utility', 'words'])

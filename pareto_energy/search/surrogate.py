@@ -147,8 +147,9 @@ class PosteriorSamples:
         x:torch.Tensor, # (n, d) encoded configurations
     ) -> list: # for each deployment: (samples, n, epochs of the grid) log10 J of the energy that counts
         "Energy of each model that a run leaves behind."
-        cost, inputs = self.cost(x), self.inputs[1](x)
+        cost = self.cost(x)
         if not self.deployments: return [cost]
+        inputs = self.inputs[1](x)
         inference = [_RATE_UNIT*self._inference(d, inputs) for d in self.deployments.values()]
         return [_log_energy(self.search.energy, cost, joules) for joules in inference]
 
