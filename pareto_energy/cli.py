@@ -217,13 +217,13 @@ def execute(
     output:Path, # of its executed copy
     parameters:dict, # those that the chapter knows
 ):
-    """Execute a chapter with papermill.
+    """Execute a chapter with papermill, without its examples.
 
     Raises: RuntimeError with the chapter and its notebook; KeyboardInterrupt where the study was stopped."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
     how = dict(cwd=str(path.parent), kernel_name='python3', progress_bar=False,
-        extra_arguments=['--IPKernelApp.log_level=ERROR'])
+        skip_cells_with_tag='example', extra_arguments=['--IPKernelApp.log_level=ERROR'])
     try: papermill.execute_notebook(str(path), str(output), parameters, **how)
     except PapermillExecutionError as e:
         if e.ename in ('StudyStopped', 'KeyboardInterrupt'): raise KeyboardInterrupt(e.evalue) from e
