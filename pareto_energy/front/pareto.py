@@ -38,8 +38,8 @@ def trajectory_points(
     energy:EnergyObjective=TRAINING, # the energy that counts
 ) -> pd.DataFrame: # a row for each model: the trial's key, epoch, (deployment,) utility, joules, se
     "All points of all trajectories; where inference counts, of each deployment."
-    finished = [(dict(zip(KEY, t.key)), t) for t in trials if t.status == 'finished']
-    rows = [key | row for key, t in finished for row in model_points(t, energy)]
+    finished = [(t.key, t) for t in trials if t.status == 'finished']
+    rows = [(*key, *row.values()) for key, t in finished for row in model_points(t, energy)]
     types = dict(utility=float, joules=float, se=float)
     columns = ['epoch', *(['deployment'] if energy.uses_inference else []), *types]
     return pd.DataFrame(rows, columns=[*KEY, *columns]).astype(types)

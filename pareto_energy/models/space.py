@@ -161,7 +161,7 @@ class Ordinal(_Options):
 
     @property
     def levels(self): return [i/(len(self.options) - 1) for i in range(len(self.options))]
-    def encode(self, value): return self.levels[self._index(value)]
+    def encode(self, value): return self._index(value)/(len(self.options) - 1)
     def decode(self, u): return self.recorded[round(u*(len(self.options) - 1))]
 
 # %% ../../nbs/21_models.space.ipynb #c13

@@ -56,13 +56,16 @@ def _tensor(values): return torch.tensor(np.array(values), dtype=torch.double)
 def _utility_observations(search, done, failed, worst):
     "Inputs are encoded configurations with the log epoch as their last column."
     per_run = max(3, min(6, _MAX_POINTS//(len(done) + len(failed))))
-    points = [(t, t.epochs[n - 1], t.run['utility'][n - 1]) for t in done for n in epoch_grid(len(t.epochs), per_run)]
-    points += [(t, e, worst) for t in failed[-_MAX_RUNS:] for e in {1, search.epochs}]
+    of_run = lambda t: [(t.epochs[n - 1], t.run['utility'][n - 1]) for n in epoch_grid(len(t.epochs), per_run)]
+    runs = [(t, of_run(t)) for t in done]
+    runs += [(t, [(e, worst) for e in {1, search.epochs}]) for t in failed[-_MAX_RUNS:]]
     diverged = [t for t in done if t.run.get('diverged')]
-    points += [(t, e, worst) for t in diverged for e in {min(t.epochs[-1] + 1, search.epochs), search.epochs}]
-    x = encode_configs(search.space, (t.configuration for t, _, _ in points))
-    log_epochs = _tensor([_log_epoch(e, search.epochs) for _, e, _ in points])
-    return _Observations(torch.cat([x, log_epochs[:, None]], -1), _tensor([u for _, _, u in points])[:, None])
+    runs += [(t, [(e, worst) for e in {min(t.epochs[-1] + 1, search.epochs), search.epochs}]) for t in diverged]
+    x = encode_configs(search.space, (t.configuration for t, _ in runs))
+    x = x.repeat_interleave(torch.tensor([len(points) for _, points in runs]), 0)
+    epochs, utility = zip(*(point for _, points in runs for point in points))
+    log_epochs = _tensor(_log_epoch(epochs, search.epochs))
+    return _Observations(torch.cat([x, log_epochs[:, None]], -1), _tensor(utility)[:, None])
 
 def _epoch_exponent(
     trials, # finished ones
@@ -305,7 +308,8 @@ def _conditioned_gp(settings, fit_data, data):
 # %% ../../nbs/41_search.surrogate.ipynb #h02b
 def _sample_prior(*args, **kwargs):
     from botorch.sampling.pathwise import draw_kernel_feature_paths
-    return draw_kernel_feature_paths(*args, weight_generator=partial(torch.randn, dtype=torch.double), **kwargs)
+    path = draw_kernel_feature_paths(*args, weight_generator=partial(torch.randn, dtype=torch.double), **kwargs)
+    return _at_once(path)
 
 def _sample_paths(model, n):
     "Sample n functions."
@@ -313,8 +317,12 @@ def _sample_paths(model, n):
     with torch.no_grad():
         model = model.eval().requires_grad_(False)
         paths = draw_matheron_paths(model, torch.Size([n]), prior_sampler=_sample_prior)
-    for path in paths.values(): path.forward = partial(_all_samples, path) # BoTorch 0.18: GeneralizedLinearPath.forward
+    for path in paths.values(): _at_once(path)
     return paths
+
+def _at_once(path): # BoTorch 0.18: GeneralizedLinearPath.forward
+    path.forward = partial(_all_samples, path)
+    return path
 
 def _all_samples(path, x):
     bias = path.bias_module(x) if path.bias_module else 0.
