@@ -19,13 +19,12 @@ def model_points(
     energy:EnergyObjective, # the energy that counts
 ) -> list: # for each model a dict: epoch, (deployment,) utility, joules, se
     "The models that a run leaves behind."
-    run = trial.run
-    training = {e: (u, j, s) for e, u, j, s in zip(trial.epochs, run['utility'], run['joules'], run['se'])}
-    if not energy.uses_inference: return [dict(epoch=e, utility=u, joules=j, se=s) for e, (u, j, s) in training.items()]
-    rows = []
+    after = zip(trial.epochs, *(trial.run[name] for name in ('utility', 'joules', 'se')))
+    if not energy.uses_inference: return [dict(epoch=e, utility=u, joules=j, se=s) for e, u, j, s in after]
+    training, rows = {e: (joules, se) for e, _, joules, se in after}, []
     for d in inference_readings(trial):
         for epoch, utility, joules, se in zip(d['epochs'], d['utility'], d['joules'], d['se']):
-            _, trained, trained_se = training[epoch]
+            trained, trained_se = training[epoch]
             rows.append(dict(epoch=epoch, deployment=d['deployment'], utility=utility,
                 joules=energy.joules(trained, joules), se=energy.se(_or_nan(trained_se), _or_nan(se))))
     return rows
@@ -132,6 +131,18 @@ def pareto_front(
     "The rows that no other row dominates."
     if table.empty: return table
     return table[moocore.is_nondominated(objectives(table), maximise=[True, False])].sort_values('joules')
+
+# %% ../../nbs/31_front.pareto.ipynb #fn1
+def front_numbers(
+    trials:list, # finished ones of one search
+    energy:EnergyObjective=TRAINING, # the energy that counts
+) -> set: # of numbers
+    "The trials that have a model on the front."
+    models = [(t.number, row['utility'], row['joules']) for t in trials for row in model_points(t, energy)]
+    if not models: return set()
+    numbers, utility, joules = map(np.array, zip(*models))
+    on_front = moocore.is_nondominated(np.column_stack([utility, log_joules(joules)]), maximise=[True, False])
+    return set(numbers[on_front].tolist())
 
 # %% ../../nbs/31_front.pareto.ipynb #c14
 def hypervolume(

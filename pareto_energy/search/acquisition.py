@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ..models.space import JointSpace, sobol_points
 from ..front.log import MIN_COST_SHARE, ExpectedReturn, RefPoint
-from ..front.pareto import LEAST_JOULES, inference_readings, trajectory_points
+from ..front.pareto import LEAST_JOULES, inference_readings, log_joules, model_points
 from .strategies import SearchTask, encode_configs, neighbours
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -171,7 +171,7 @@ def _by_status(trials, *statuses): return tuple([t for t in trials if t.status =
 def _infer_ref_point(search, samples, done):
     points = encode_configs(search.space, sobol_points(search.space, 256))
     with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy in samples.energies(points))
-    measured = math.log10(max(trajectory_points(done, search.energy).joules.max(), LEAST_JOULES))
+    measured = log_joules(max(model['joules'] for t in done for model in model_points(t, search.energy)))
     worst = min(min(t.run['utility']) for t in done)
     return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
 

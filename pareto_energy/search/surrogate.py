@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 import numpy as np
 import torch
-from ..front.pareto import LEAST_JOULES, epoch_grid, inference_readings, pareto_front, trajectory_points
+from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, inference_readings
 from ..front.log import TRAINING, EnergyObjective
 from .strategies import SearchTask, encode_configs, energy_noise, one_hot_encoding, seeded_fit
 
@@ -26,9 +26,9 @@ def limit_trials(
 ) -> list: # n of them at most, in order
     "Keep the trials on the front, then the latest others."
     if len(trials) <= n: return trials
-    front_numbers = set(pareto_front(trajectory_points(trials, energy)).number)
-    on_front = [t for t in trials if t.number in front_numbers][-n:]
-    others = [t for t in trials if t.number not in front_numbers]
+    kept = front_numbers(trials, energy)
+    on_front = [t for t in trials if t.number in kept][-n:]
+    others = [t for t in trials if t.number not in kept]
     n_others = n - len(on_front)
     return sorted(on_front + others[len(others) - n_others:], key=lambda t: t.number)
 

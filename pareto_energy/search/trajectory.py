@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
-from ..front.pareto import epoch_grid, pareto_front, trajectory_points
+from ..front.pareto import epoch_grid, front_numbers, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
@@ -75,7 +75,7 @@ def _candidate_configs(
     n:int, # of either kind
 ) -> list: # configurations
     "Points spread over the space, and around the last trial and the front."
-    on_front = set(pareto_front(trajectory_points(trials, energy)).number)
+    on_front = front_numbers(trials, energy)
     centres = [t.configuration for t in (trials[-1], *(t for t in trials if t.number in on_front))]
     return sobol_points(space, n, seed) + neighbours(space, centres, n=n, rng=np.random.default_rng(seed))
 
