@@ -46,7 +46,7 @@ def _chart_width(chart):
     chart.save(svg, format='svg')
     return float(re.search(r'<svg[^>]*? width="([\d.]+)"', svg.getvalue())[1])
 
-_WIDTH_TOLERANCE = .5 # points
+_WIDTH_TOLERANCE = 1. # points; a drawing's width is a whole number of them
 
 def fit_width(
     plot, # function: width of a panel (points) -> chart
@@ -61,10 +61,10 @@ def fit_width(
     def excess(panel):
         gap = _chart_width(plot(round(panel, 2))) - target
         return 0. if abs(gap) < _WIDTH_TOLERANCE else gap
-    if excess(20) > 0:
+    if excess(20.) > 0:
         raise ValueError(f'A figure of {mm:g} mm leaves less than 20 points for a panel: draw fewer panels, or a '
             'wider figure.')
-    return plot(round(brentq(excess, 20, target, xtol=.2), 2))
+    return plot(round(brentq(excess, 20., target, xtol=.2), 2))
 
 # %% ../../nbs/64_report.figures.ipynb #c09
 def family_fronts(
