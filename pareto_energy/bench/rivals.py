@@ -13,10 +13,14 @@ from pathlib import Path
 import moocore
 import numpy as np
 import pandas as pd
+import torch
 from ..core import lookup, write_text
 from ..models.space import Categorical, Float, Int, Ordinal, Space, sobol_points
+from ..search.strategies import encode_configs, seeded_fit, sobol_strategy
+from ..search.acquisition import build_acquisition
+from ..search.trajectory import _POINTS, _candidate_points
 from .searches import SEARCHERS, WHOLE_RUNS, AxSearcher, FinalEpochSearcher
-from .searches import OptunaSearcher, TabularBenchmark, _from_indices, _need
+from .searches import OptunaSearcher, TabularBenchmark, TrajectorySearcher, _from_indices, _need, _trial
 
 # %% ../../nbs/87_bench.rivals.ipynb #m01
 @contextmanager
@@ -154,10 +158,35 @@ class SMACSearcher:
         from smac.runhistory.dataclasses import TrialValue
         self.smac.tell(self.info, TrialValue(cost=[-utility[-1], math.log10(joules[-1])]), save=False)
 
+# %% ../../nbs/87_bench.rivals.ipynb #tm1
+class TMOBOSearcher(TrajectorySearcher):
+    """The acquisition and the early stopping of TMOBO, on the surrogates of `trajectory`.
+
+    Wang et al., UAI 2025, arXiv 2405.15303."""
+    def __init__(self, table, seed, n_initial): super().__init__(table, seed, n_initial, alpha=0.)
+
+    def ask(self):
+        search, n = self.search, len(self.trials)
+        if n < search.n_initial: return sobol_strategy(search, self.trials, self.seed).configuration, search.epochs
+        with seeded_fit(self.seed*100_003 + n):
+            whole = build_acquisition(search, self.trials)
+            points = _candidate_points(search, self.trials, seed=self.seed, n=_POINTS)
+            with torch.no_grad(): best = points[whole.scores(points)[:, -1].argmax()]
+        return search.space.decode(best.numpy()), search.epochs
+
+    def stops(self, configuration, utility, joules):
+        if len(self.trials) < self.search.n_initial: return False
+        running = _trial(len(self.trials), configuration, utility, joules)
+        with seeded_fit(self.seed*100_003 + len(self.trials)*101 + len(joules)):
+            so_far = build_acquisition(self.search, self.trials, running=(running,))
+        point, = encode_configs(self.search.space, [configuration])
+        gain, _ = so_far.remaining_gain_and_cost(point, len(joules))
+        return bool(gain.max() <= 1e-9)
+
 # %% ../../nbs/87_bench.rivals.ipynb #w01
 RIVALS = {f'moasha-{r}': partial(MOASHASearcher, r) for r in (2, 3, 4)}
 RIVALS |= {f'optuna-{s}-pruned': partial(PrunedOptunaSearcher, s) for s in ('tpe', 'gp')}
-RIVALS |= {'smac': SMACSearcher, 'ax-whole': partial(AxSearcher, whole=True)}
+RIVALS |= {'smac': SMACSearcher, 'tmobo-rules': TMOBOSearcher, 'ax-whole': partial(AxSearcher, whole=True)}
 RIVALS |= {f'{s}-whole': partial(FinalEpochSearcher, s, whole=True) for s in ('qlognehvi', 'nsga2', 'random')}
 SEARCHERS |= RIVALS
 WHOLE_RUNS += [name for name in RIVALS if name not in WHOLE_RUNS]
