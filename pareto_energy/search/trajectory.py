@@ -35,9 +35,10 @@ def _still_rises(search, utility, epochs): # of the first run so far
     if epochs[-1] < math.sqrt(search.epochs): return True
     grid = epoch_grid(search.epochs)
     best = [u for e, u in zip(epochs, np.maximum.accumulate(utility)) if e in grid]
-    if len(best) < 2: return True
+    before = -3 if len(search.space.hyper) == 1 else -2 # the last two stretches, or the last one
+    if len(best) < -before: return True
     rise = best[-1] - best[0]
-    return bool(rise > 0 and best[-1] - best[-2] >= _LEAST_RISE*rise)
+    return bool(rise > 0 and best[-1] - best[before] >= _LEAST_RISE*rise)
 
 def _first_look(search, trials): # a configuration
     "The centre; in a joint search that of each family, with the least share of the data while looks are dear."
