@@ -360,6 +360,7 @@ SEARCHERS |= {f'optuna-{s}': partial(OptunaSearcher, s) for s in ('tpe', 'gp', '
 ABLATIONS = {'trajectory-not-smooth': partial(TrajectorySearcher, min_epoch_lengthscale=MIN_LENGTHSCALE),
     'trajectory-no-cost': partial(TrajectorySearcher, alpha=0.),
     'trajectory-no-stopping': partial(TrajectorySearcher, stop=False),
+    'trajectory-no-stopping-no-cost': partial(TrajectorySearcher, stop=False, alpha=0.),
     'trajectory-no-centre': partial(TrajectorySearcher, centre=False),
     'trajectory-short-first': partial(TrajectorySearcher, whole_first=False),
     'trajectory-no-system': partial(TrajectorySearcher, system=False)}
