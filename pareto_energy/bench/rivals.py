@@ -149,8 +149,10 @@ class SMACSearcher:
         if isinstance(p, Ordinal): return config.Integer(name, (0, len(p.options) - 1))
         return (config.Integer if isinstance(p, Int) else config.Float)(name, (p.low, p.high), log=p.log)
 
-    def ask(self):
-        self.info = self.smac.ask()
+    def ask(self): # None: every configuration was trained
+        exhausted = _need('smac.main.exceptions').ConfigurationSpaceExhaustedException
+        try: self.info = self.smac.ask()
+        except exhausted: return None
         epochs = self.epochs if self.info.budget is None else max(1, round(self.info.budget))
         return _from_indices(self.space, dict(self.info.config)), epochs
 

@@ -431,7 +431,9 @@ def search_table(
     searcher = lookup(name, SEARCHERS, 'strategy')(table, seed, n_initial, **changes)
     rng, record = np.random.default_rng([seed, 1]), SearchRecord(table, whole_runs)
     while len(record.rows) < runs or (record.joules < min_joules and len(record.rows) < MAX_RUNS):
-        (configuration, length), seconds = timed(searcher.ask)
+        asked, seconds = timed(searcher.ask)
+        if asked is None: break # nothing is left to train
+        configuration, length = asked
         key = table.nearest(configuration)
         utility, joules = table.draw(key, rng)
         if hasattr(searcher, 'stops'):
