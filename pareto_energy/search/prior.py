@@ -175,10 +175,11 @@ class Expectation:
 
     @property
     def table(self): # as it is printed
-        span = lambda row, name, form: f'{row[name]:{form}} ({row[name + "_low"]:{form}}–{row[name + "_high"]:{form}})'
-        return pd.DataFrame([{'of the way to the best': f'{100*row.level:.0f} %', self.metric: span(row, 'utility', '.3f'),
-            f'J of {self.energy.kind}': span(row, 'joules', '.2g'), 'cheapest there': row.families}
-            for _, row in self.front.iterrows()])
+        joules = lambda v: f'{v:.2g}' if v < 99.5 else f'{v:.0f}'
+        span = lambda row, name, text: f'{text(row[name])} ({text(row[name + "_low"])}–{text(row[name + "_high"])})'
+        return pd.DataFrame([{'of the way to the best': f'{100*row.level:.0f} %',
+            self.metric: span(row, 'utility', '{:.3f}'.format), f'J of {self.energy.kind}': span(row, 'joules', joules),
+            'cheapest there': row.families} for _, row in self.front.iterrows()])
 
     @property
     def sentences(self): # what the table means, how far it can be relied on
