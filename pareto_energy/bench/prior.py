@@ -93,10 +93,9 @@ def start_of(
     "What a search starts with."
     if start == 'cold': return {}
     traits, datasets = other_datasets(table.name, misleading=start == 'misleading')
-    found = published_start(traits, table.space.spaces, table.space, n=INITIAL, epochs=table.epochs, datasets=datasets)
-    return found if start != 'portfolio' else dict(enqueued=found['enqueued'])
+    return published_start(traits, table.space.spaces, table.space, n=INITIAL, epochs=table.epochs, datasets=datasets)
 
-STARTS = ('cold', 'published', 'misleading', 'portfolio')
+STARTS = ('cold', 'published', 'misleading')
 SHARE, MAX_RUNS = .9, 40
 
 # %% ../../nbs/91_bench.prior.ipynb #s03
