@@ -36,7 +36,7 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
     url=cfg['git_url'], license='Apache-2.0', keywords=cfg['keywords'], python_requires=f">={cfg['min_python']}",
     classifiers=[f'Programming Language :: Python :: {v}' for v in cfg['python_versions'].split()],
-    packages=find_packages(include=['pareto_energy*']), package_data={'pareto_energy.models': ['*.txt'], 'pareto_energy.report': ['*.html']},
+    packages=find_packages(include=['pareto_energy*']), package_data={'pareto_energy.models': ['*.txt'], 'pareto_energy.search': ['*.json'], 'pareto_energy.report': ['*.html']},
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in extras}, cmdclass=dict(build_py=BuildWithBook),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},

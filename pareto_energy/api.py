@@ -461,7 +461,7 @@ class OwnStudy(Results, FamilyStudy):
     def search_task(self, name, family):
         "What a strategy searches."
         task = super().search_task(name, family)
-        return replace(task, enqueued=tuple(Suggestion(c, 'given') for c in self.enqueued))
+        return replace(task, enqueued=(*(Suggestion(c, 'given') for c in self.enqueued), *task.enqueued))
 
     def task_ref_point(self, name): # None where the user has stated neither part of it, or no trial tells the other
         stated = [value for value in (self.ref_utility, self.ref_joules) if value is not None]

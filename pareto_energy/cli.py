@@ -595,6 +595,31 @@ def print_data(
     from pareto_energy.models.data import describe_data
     for what, text in describe_data(study.own_data).items(): typer.echo(f'{what}: {text}')
 
+# %% ../nbs/71_cli.ipynb #x01
+@command('pareto-energy expect income.csv --target income')
+def expect(
+    data: Annotated[str, typer.Argument(
+        help='A table (CSV, Parquet, Feather, Excel), a folder with a folder for each class, or a dataset by its name.')],
+    target: Annotated[str, typer.Option(help='The column that is predicted.')] = None,
+    task: Annotated[str, typer.Option(help='classification or regression, where it is not recognised.')] = None,
+    energy: Annotated[str, typer.Option(help='That counts: training, inference or lifetime.')] = 'training',
+    predictions: Annotated[float, typer.Option(help='In the life of a model, as in 1e6.')] = None,
+    json_: Annotated[bool, typer.Option('--json', help='Print JSON, for programs.')] = False,
+):
+    "Print the front that is expected of your data, from published studies and before anything is trained."
+    from pareto_energy.front.log import EnergyObjective
+    from pareto_energy.search.prior import expect as expect_front
+    parts = {name: value for name, value in dict(target=target, task=task).items() if value}
+    with exit_on_error(2):
+        objective = EnergyObjective('lifetime' if predictions is not None else energy, predictions)
+        found = expect_front(data, objective, **parts)
+    if json_:
+        answer = dict(front=json_records(found.front), sentences=found.sentences)
+        return typer.echo(json.dumps(answer, ensure_ascii=False))
+    print_table(found.table, f'{found.name}: expected, nothing was trained', left=('cheapest there',))
+    typer.echo('\n'.join(found.sentences))
+
+
 # %% ../nbs/71_cli.ipynb #m01
 MAX_SPREAD = .1 # of the calibration workload, relative, up to which a machine is usable
 

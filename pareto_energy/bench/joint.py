@@ -20,6 +20,7 @@ from ..models.space import Categorical, Int, JointSpace, Ordinal, Space, sobol_p
 from ..models.training import train
 from ..search.acquisition import is_worthwhile
 from ..search.strategies import SearchTask
+from ..search.prior import config_features
 from ..search.trajectory import STRATEGIES, should_continue
 from .searches import INITIAL, TrajectorySearcher, run_until_stopped, timed
 from .searches import _trial
@@ -85,7 +86,7 @@ class JointTable:
     ) -> tuple: # utility, and joules up to each epoch
         "What a run shows."
         family = configuration['family']
-        features = _features(self.space.spaces[family], configuration['configuration'])
+        features = config_features(self.space.spaces[family], configuration['configuration'])
         *utility, log_rate = self.models[family][seed](features[None])[0]
         return np.array(utility), 10**log_rate*np.arange(1, self.epochs + 1)
 
@@ -99,14 +100,6 @@ class JointTable:
         points = np.column_stack([(utility - self.floor)/(self.top - self.floor), (np.log10(joules) - low)/(high - low)])
         return moocore.hypervolume(points, ref=[0., 1.], maximise=[True, False])
 
-def _features(space, configuration):
-    "Numbers as they are encoded, options as columns of their own."
-    parts = []
-    for name, p in space.items():
-        u = p.encode(configuration[name])
-        parts += list(np.eye(len(p.options))[int(u)]/2**.5) if isinstance(p, Categorical) else [u]
-    return np.array(parts)
-
 def joint_table(
     folder:Path, # as in `record_families`
     name:str, # of a dataset
@@ -115,7 +108,7 @@ def joint_table(
     from sklearn.neighbors import KNeighborsRegressor
     spaces, recorded = table_spaces(name), record_families(folder, name, meter=None)
     def model(family, rows):
-        x = np.array([_features(spaces[family], row['configuration']) for row in rows])
+        x = np.array([config_features(spaces[family], row['configuration']) for row in rows])
         y = np.array([[*row['utility'], math.log10(row['joules'])] for row in rows])
         return KNeighborsRegressor(_NEIGHBOURS, weights='distance').fit(x, y).predict
     models = {f: [model(f, by_seed[seed]) for seed in TABLE_SEEDS] for f, by_seed in recorded.items()}

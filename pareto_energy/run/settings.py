@@ -165,7 +165,7 @@ class StudySettings(TrainingSettings):
     keep: str|None = setting(
         'front: a model of each point of the front that is trained again is kept, for load_model; none: no model is',
         _optional(_one_of(('front',), 'keep')), None, fixed=False)
-    warm: str|None = setting('an earlier study, which says what to expect', _anything, None)
+    warm: str|None = setting('an earlier study, or published: the studies that the package sums up', _anything, None)
     machine_policy: str = setting(
         'several kinds of machines are refused (one), kept apart (per-machine) or calibrated to the first',
         _one_of(MACHINE_POLICIES, 'machine_policy'), 'one')

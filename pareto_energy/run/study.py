@@ -28,6 +28,7 @@ from ..front.models import check_keep, model_folder
 from ..front.pareto import hypervolume, pareto_front, select_for_retraining, trajectory_points
 from ..search.strategies import SearchTask, as_searched, sobol_strategy
 from ..search.acquisition import is_worthwhile
+from ..search.prior import PUBLISHED, check_published, data_traits, published_start
 from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
 from .settings import RETRAIN_SEED_START, StudySettings, check_device, check_settings, check_unchanged, save_settings
@@ -135,13 +136,24 @@ class _StudySearches(_StudyFiles):
         return self.ref_points[name]
 
     def transfer(self, name:str, family:str) -> dict:
-        "What a search takes from the earlier study."
+        "What a search takes from the earlier study, or from the published ones."
         if (name, family) not in self._transferred:
-            space = self.search_space(name, family)
-            trials = [t for t in self._earlier_trials if family in (t.family, ALL_FAMILIES)]
-            warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
-            self._transferred[name, family] = dict(warm_starts=warm, prior_trials=prior_trials(trials, name, space))
+            start = self._published_start if self.warm == PUBLISHED else self._earlier_start
+            self._transferred[name, family] = start(name, family)
         return self._transferred[name, family]
+
+    def _earlier_start(self, name, family):
+        space = self.search_space(name, family)
+        trials = [t for t in self._earlier_trials if family in (t.family, ALL_FAMILIES)]
+        warm = warm_start_runs(trials, name, space, n=self.n_initial//2, epochs=self.epochs)
+        return dict(warm_starts=warm, prior_trials=prior_trials(trials, name, space))
+
+    def _published_start(self, name, family):
+        spaces = {f: space for (d, f), space in self.spaces.items()
+            if d == name and family in (f, ALL_FAMILIES) and f not in self.functions}
+        traits = data_traits(self.load(name), self.utility)
+        return published_start(traits, spaces, self.search_space(name, family), n=self.n_initial, epochs=self.epochs,
+            energy=self.objective)
 
     @cached_property
     def _transferred(self): return {}
@@ -166,9 +178,17 @@ class FamilyStudy(_StudySearches):
         check_settings(self, (*self.unchecked, *(['data', 'datasets'] if self.own_data else [])))
         self.objective = EnergyObjective(self.energy, self.predictions)
         check_device(self.device, [f for f in self.families if f not in self.functions])
-        check_prior_study(self.warm)
+        self.check_warm()
         check_pretrained(self.families, self.pretrained)
         self.spaces = self.find_spaces()
+
+    def check_warm(self):
+        """Refuse an earlier study without trials, and data or families that the published ones say nothing about.
+
+        Raises: ValueError that names them."""
+        if self.warm != PUBLISHED: return check_prior_study(self.warm)
+        check_published({}, [f for f in self.families if f not in self.functions])
+        check_published({d: self.own_data or get_card(d) for d in self.datasets}, self.families)
 
     @property
     def training(self): # what trains a trial

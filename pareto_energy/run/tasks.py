@@ -76,7 +76,8 @@ def suggest(
     import_for_suggestions()
     find = STRATEGIES[strategy.removeprefix(JOINT)]
     with torch_threads(measurement.threads), measurement.metered.window() as window:
-        suggestion = _next_enqueued(search, earlier) or find(search, as_searched(search, earlier), seed)
+        trials = as_searched(search, earlier)
+        suggestion = _next_enqueued(search, trials) or find(search, trials, seed)
         window.lap()
     reading = window.laps[0]
     return suggestion, Origin(suggestion.source, seconds=reading.seconds, joules=reading.joules,

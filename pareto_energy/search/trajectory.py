@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
-from ..front.pareto import epoch_grid, front_numbers, pareto_front, trajectory_points
+from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, pareto_front, trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
@@ -40,18 +40,38 @@ def _still_rises(search, utility, epochs): # of the first run so far
     rise = best[-1] - best[0]
     return bool(rise > 0 and best[-1] - best[before] >= _LEAST_RISE*rise)
 
-def _first_look(search, trials): # a configuration
+def _log_rates(trials): # family -> mean log joules of an epoch
+    rates = {}
+    for t in (t for t in trials if t.status == 'finished'):
+        rate = max(t.run['joules'][-1], LEAST_JOULES)/max(t.epochs[-1], 1)
+        rates.setdefault(t.configuration['family'], []).append(math.log(rate))
+    return {family: float(np.mean(logs)) for family, logs in rates.items()}
+
+def _look_joules(search, trials): # family that was not tried -> joules; all alike where nothing is known
+    "What first looks are expected to cost, by earlier studies and the machine so far."
+    tried = {t.configuration['family'] for t in trials}
+    known, measured = _log_rates(t for ts in search.prior_trials for t in ts), _log_rates(trials)
+    typical = float(np.median([*known.values()])) if known else 0. # of families that nothing is known of
+    scale = np.mean([rate - known.get(family, typical) for family, rate in measured.items()]) if measured else 0.
+    return {family: math.exp(known.get(family, typical) + scale)*short_epochs(search, trials)
+        for family in search.space.spaces if family not in tried}
+
+def _first_look(search, trials): # a configuration; None where each family was tried
     "The centre; in a joint search that of each family, with the least share of the data while looks are dear."
-    if not isinstance(search.space, JointSpace): return centre_config(search.space)
-    family, own = [*search.space.spaces.items()][len(trials)]
+    if not isinstance(search.space, JointSpace): return None if trials else centre_config(search.space)
+    looks = _look_joules(search, trials)
+    if not looks: return None
+    family = min(looks, key=looks.get)
+    own = search.space.spaces[family]
     were_quick = trials and all(t.status == 'finished' and t.epochs[-1] >= search.epochs for t in trials)
     return dict(family=family, configuration=centre_config(own) if were_quick else cheap_centre(own))
 
 def _short_run(search, trials, seed):
     "The centre of the space, then Sobol' points, for few epochs."
     looks = len(search.space.spaces) if isinstance(search.space, JointSpace) else 1
-    if len(trials) < looks: run = Suggestion(_first_look(search, trials), 'centre')
-    else: run = _untrained_sobol_point(search, trials, len(trials) - looks, seed=seed)
+    look = _first_look(search, trials)
+    if look: run = Suggestion(look, 'centre')
+    else: run = _untrained_sobol_point(search, trials, max(0, len(trials) - looks), seed=seed)
     return replace(run, epochs=short_epochs(search, trials))
 
 def _untrained_sobol_point(search, trials, n, seed):
@@ -166,11 +186,25 @@ def _plan_run(search, trials, seed):
 
 _plan_or_short_run = with_fallback(_plan_run, _short_run)
 
+_LOOK_SHARE = .2 # of the joules so far, that a first look at a family may cost in a joint search with earlier studies
+
+def _is_due(search, trials):
+    "Is a short run due: all of an initial design, every second one with an earlier study, and dear looks later?"
+    if not search.prior_trials or not trials: return True
+    if not len(trials) % 2: return False
+    looks = _look_joules(search, trials) if isinstance(search.space, JointSpace) else None
+    return not looks or min(looks.values()) <= _LOOK_SHARE*sum(t.spent for t in trials)
+
 def _initial_run(search, trials, seed):
     "Short runs; with an earlier study, every second one after the centre's is planned."
-    if not search.prior_trials or len(trials) % 2 or not trials: return _short_run(search, trials, seed)
+    if _is_due(search, trials): return _short_run(search, trials, seed)
     run = _plan_or_short_run(search, trials, seed)
     return replace(run, epochs=run.epochs or short_epochs(search, trials))
+
+def _looks_at_family(search, trials):
+    "In a joint search with earlier studies: is a first look at a family due that its initial design has left out?"
+    is_later = isinstance(search.space, JointSpace) and search.prior_trials and len(trials) >= search.n_initial
+    return is_later and bool(_look_joules(search, trials)) and _is_due(search, trials)
 
 _planned_search = with_initial_design(_plan_or_short_run, _initial_run)
 
@@ -180,6 +214,7 @@ def trajectory(
     seed:int,
 ) -> Suggestion:
     "The run that adds most hypervolume for its joules: configuration, epochs and expected return."
+    if _looks_at_family(search, trials): return _short_run(search, trials, seed)
     return _planned_search(search, trials, seed)
 
 STRATEGIES = dict(trajectory=trajectory, **FINAL_EPOCH_STRATEGIES)
