@@ -337,8 +337,19 @@ def _allocation_of(name, table):
     return (f'Of the joules of the joint search on {name}, {listed}.' + (f" There, {'; '.join(clauses)}." if clauses else '')
         + (f' The next joule would go to the {best}.' if best else ''))
 
+def _unkept_sentence(
+    trials:list, # of a study
+) -> str: # empty where each model that was to be kept was
+    "Points of the front whose model was to be kept and was not, with the first reason of each family."
+    unkept = [(t.family, r['not_kept']) for t in trials for r in t.retrained if 'not_kept' in r]
+    if not unkept: return ''
+    listed = '; '.join(f'{family}: {reason}' for family, reason in dict(reversed(unkept)).items())
+    points = 'point of the front has' if len(unkept) == 1 else 'points of the front have'
+    return f'{len(unkept)} {points} no kept model ({listed}).'
+
 REMARKS = ( # on the trials; empty where not due
-    early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, allocation_sentence)
+    early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, _unkept_sentence,
+    allocation_sentence)
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def _payback(times, energy):
