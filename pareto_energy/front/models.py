@@ -132,6 +132,7 @@ class ModelKeeper:
         about:dict, # what is recorded of it
     ):
         self.folder, self.about = folder.absolute(), about # a loop may change the working folder
+        self.record = None # of what a loop gave
         self.reason = 'its training diverged' # why nothing is kept, so far
 
     def __call__(self, trainer, model):
@@ -142,7 +143,7 @@ class ModelKeeper:
 
     def _keep_of_loop(self, trainer, model):
         try: kept = save_loop_model(model, self.folder)
-        except Exception as e: self.reason = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
+        except Exception as e: self.reason = _first_line(e)
         else: self.record, self.reason = self.about | dict(seed=trainer.seed, loop=loop_name(trainer.train), **kept), None
 
     def finish(self,
@@ -153,13 +154,17 @@ class ModelKeeper:
             self.discard()
             warnings.warn(f"No model is kept of {self.folder.name}: {self.reason}.")
             return dict(not_kept=self.reason)
-        if hasattr(self, 'record'): _write_record(self.folder, self.record)
+        if self.record: _write_record(self.folder, self.record)
         add_to_record(self.folder, **facts)
         return {}
 
     def discard(self):
         "Remove what a run that failed has left."
         if self.folder.exists(): shutil.rmtree(self.folder)
+
+def _first_line(error):
+    text = str(error).strip().partition('\n')[0]
+    return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
 
 
 # %% ../../nbs/32_front.models.ipynb #k01
