@@ -114,8 +114,8 @@ def _save_estimator(model, folder):
 def _save_pretrained(model, folder):
     parts = model if isinstance(model, tuple) else (model,)
     for part in parts: part.save_pretrained(folder)
-    loads_as = next((c.__name__ for c in type(parts[0]).__mro__ if c.__module__.startswith('transformers.models.')), None)
-    return dict(made_by=_class_name(parts[0]), loads_as=loads_as)
+    of_library = (c for c in type(parts[0]).__mro__ if c.__module__.startswith('transformers.models.'))
+    return dict(made_by=_class_name(parts[0]), loads_as=getattr(next(of_library, None), '__name__', None))
 
 def _save_files(save, folder):
     save(folder)
@@ -144,7 +144,9 @@ class ModelKeeper:
     def _keep_of_loop(self, trainer, model):
         try: kept = save_loop_model(model, self.folder)
         except Exception as e: self.reason = _first_line(e)
-        else: self.record, self.reason = self.about | dict(seed=trainer.seed, loop=loop_name(trainer.train), **kept), None
+        else:
+            self.record = self.about | dict(seed=trainer.seed, loop=loop_name(trainer.train)) | kept
+            self.reason = None
 
     def finish(self,
         **facts, # name -> value, which are known at the end of the run
@@ -352,7 +354,8 @@ def _load_estimator(folder, record, build):
 
 def _load_pretrained(folder, record, build):
     if not record['loads_as']: return None
-    if find_spec('transformers') is None: raise ValueError(f'{folder} is a model of transformers: pip install transformers.')
+    if find_spec('transformers') is None:
+        raise ValueError(f'{folder} is a model of transformers: pip install transformers.')
     import transformers
     kind = getattr(transformers, record['loads_as'], None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): return None

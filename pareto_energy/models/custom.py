@@ -623,8 +623,7 @@ class LoopTrainer(Trainer):
         self.max_epochs = epochs
         self.seed = seed
         self.test = test
-        self.threads = threads
-        self.sign = sign
+        self.threads, self.sign = threads, sign
         self.first_utility = None # of the warm-up
 
     def warm_up(self, window):
@@ -721,7 +720,8 @@ def sklearn_loop(
             raise ValueError(f'{type(model).__name__} has no score: give sklearn_loop a scorer.')
         test_score = test and (lambda: score(model, *test))
         predict = (lambda: model.predict(validation[0])), len(validation[0])
-        result = dict(utility=lambda: score(model, *validation), test=test_score, predict=predict, model=_if_estimator(model))
+        result = dict(utility=lambda: score(model, *validation), test=test_score, predict=predict)
+        result |= dict(model=model) if hasattr(model, 'get_params') else {}
         weights = _weights_argument(model, train)
         if not _learns_by_epochs(model, train):
             model.fit(*train[:2], **weights)
@@ -744,8 +744,6 @@ def _check_part(part):
 
 def _own_score(model, X, y=None, sample_weight=None):
     return model.score(X, y) if sample_weight is None else model.score(X, y, sample_weight=sample_weight)
-
-def _if_estimator(model): return model if hasattr(model, 'get_params') else None
 
 def _weights_argument(model, train):
     "The sample weights, where there are some."
@@ -803,6 +801,13 @@ def _get_logged(metrics, name):
     if name in metrics: return metrics[name]
     raise ValueError(f"The metric {name!r} was not logged; there are {', '.join(map(str, metrics)) or 'none'}.")
 
+def _trained_model(model=None, processing_class=None, train_dataloader=None, **_):
+    "A model of transformers with its tokenizer, as the Trainer saves it."
+    if not hasattr(model, 'save_pretrained'): return model
+    collator = getattr(train_dataloader, 'collate_fn', None)
+    tokenizer = processing_class or getattr(collator, 'tokenizer', None)
+    return (model, tokenizer) if hasattr(tokenizer, 'save_pretrained') else model
+
 # %% ../../nbs/25_models.custom.ipynb #h04
 class _TrainerReports:
     "What the callback for Hugging Face's Trainer does at each of its events."
@@ -837,12 +842,6 @@ class _TrainerReports:
     def end(self):
         if self.evaluated: _get_logged(self.evaluated, self.metric)
         self.report.pause()
-
-def _trained_model(model=None, processing_class=None, train_dataloader=None, **_): # with the tokenizer, as Trainer saves it
-    if not hasattr(model, 'save_pretrained'): return model
-    collator = getattr(train_dataloader, 'collate_fn', None)
-    tokenizer = processing_class or getattr(collator, 'tokenizer', None)
-    return (model, tokenizer) if hasattr(tokenizer, 'save_pretrained') else model
 
 def transformers_callback(
     report:Report,

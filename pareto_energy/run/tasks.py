@@ -156,12 +156,13 @@ def retrain(
 ) -> dict: # utility, joules, spent; where known, test, inference, deployments, reached, not_kept; or reason and spent
     "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
-    keeper = None if keep_in is None else ModelKeeper(keep_in, dict(dataset=trial.dataset, family=trial.family,
-        configuration=trial.configuration))
+    about = dict(dataset=trial.dataset, family=trial.family, configuration=trial.configuration)
+    keeper = None if keep_in is None else ModelKeeper(keep_in, about)
     try:
         with gpu_limits(measurement.metered, trial.configuration):
             run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered,
-                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training, **(dict(keep=keeper) if keeper else {}))
+                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training,
+                **(dict(keep=keeper) if keeper else {}))
     except TrainingFailed as e:
         if keeper: keeper.discard()
         return dict(reason=e.reason, spent=e.spent)
