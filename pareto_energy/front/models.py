@@ -62,9 +62,8 @@ def save_model(
     else:
         import skops.io
         skops.io.dump(model, folder/_TREES)
-    record = dict(family=trainer.family, configuration=trainer.configuration, seed=trainer.seed, **about,
-        inputs=_describe_inputs(trainer.data))
-    _write_record(folder, record)
+    own = dict(family=trainer.family, configuration=trainer.configuration, seed=trainer.seed)
+    _write_record(folder, own | about | own | dict(inputs=_describe_inputs(trainer.data)))
 
 def _write_record(folder, record): write_text(folder/_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
