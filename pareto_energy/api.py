@@ -10,7 +10,7 @@ import inspect, itertools, json, math, os, re, sys, time, warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import pandas as pd
 from .core import lookup, study_path, use_theme, write_text
@@ -24,7 +24,7 @@ from .models.own_data import find_data
 from .models.command import command_loop
 from .front.log import (
     ALL_FAMILIES, EnergyObjective, Metric, RefPoint, active_writers, is_joint, read_study, read_trials)
-from .front.models import KeptModel, load_model, model_folder
+from .front.models import load_model, model_folder
 from .front.pareto import LEAST_JOULES, hypervolume, in_answers, pareto_front, trajectory_points
 from .search.strategies import Suggestion
 from .run.settings import StudySettings, current_names, read_settings
@@ -73,15 +73,18 @@ class WithModels:
     "Results whose models may have been kept."
     def best(self,
         dataset:str|None=None, # where the study has several
+        build=None, # function of a configuration, which makes the torch module of a loop of yours
         **rule, # within, utility_at_least or energy_at_most; none: the knee
-    ) -> KeptModel: # with predict, scores and record
+    ): # as from `front.models.load_model`
         """The model that `recommend` names, ready to predict, where the study kept its models.
 
         Raises: ValueError for a rule that is none, FileNotFoundError where the model was not kept."""
         groups = dict([*self.front.groupby('dataset', sort=False)])
         if dataset is None and len(groups) > 1: raise ValueError(f"Name one of the datasets {', '.join(groups)}.")
         row = Rule(**rule).choose(groups[lookup(dataset or next(iter(groups)), [*groups], 'dataset')])
-        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs))
+        space = getattr(self, 'own_spaces', {}).get(row.family)
+        build_own = (lambda configuration: build(space.restore(configuration))) if build and space else build
+        return load_model(model_folder(self.log_path.parent, row.trial, row.epochs), build=build_own)
 
 # %% ../nbs/70_api.ipynb #r02
 class Results(WithModels):
@@ -273,6 +276,21 @@ def _check_configuration(configuration, space):
         raise ValueError(f'The configuration {configuration} lies outside the space{which}.')
     return {n: int(v) if isinstance(space.get(n), Int) else v for n, v in recorded.items()}
 
+def _check_keep(loops, keep):
+    "Refuse to keep the models of a command, which Python does not hold."
+    commands = [name for name, loop in loops.items() if hasattr(loop, 'command')]
+    if keep and commands:
+        raise ValueError(f"keep={keep!r} cannot keep the models of the command {', '.join(commands)}: let the program "
+            'write its weights itself, and leave keep out.')
+
+def _check_model(trainer, model): # as `models.run.RunSettings.keep`, in the trials of a study that keeps its front
+    if model is None: _warn_of_no_model(loop_name(trainer.train))
+
+@cache
+def _warn_of_no_model(name): # once in a process
+    warnings.warn(f"The loop {name} gives no model with its reports, so keep='front' will keep none: let it give one, "
+        'as in yield dict(utility=…, model=model).', stacklevel=2)
+
 def _train_own(
     loops:dict, # name -> a loop
     spaces:dict, # name -> Space
@@ -283,13 +301,14 @@ def _train_own(
     *args, # as in `models.custom.train_loop`, after the configuration
     folder:Path|None, # of a study that has data of its own
     prints:dict, # name -> fingerprint of a loop, in the process that began the study
+    keeps:bool=False, # are the models of the front to be kept?
     **kwargs, # as args
 ):
     """Train one of the user's loops, which gets the options themselves, or a family of ours on the user's data.
 
     Raises: ValueError where another process has imported another version of the loop."""
     if family not in loops: return train_family(name, family, configuration, *args, folder=folder, **kwargs)
-    kwargs.pop('keep', None) # a loop of one's own keeps its weights itself
+    if keeps: kwargs.setdefault('keep', _check_model)
     loop = loops[family]
     if prints['process'] != os.getpid() and getattr(loop, '__module__', '__main__') != '__main__':
         if fingerprint(loop, prints['version']) != prints[family]:
@@ -453,7 +472,7 @@ class OwnStudy(Results, FamilyStudy):
 
     @property
     def training(self): return partial(_train_own, self.loops, self.own_spaces, self.metric.sign,
-        folder=self.folder if self.own_data else None, prints=self.prints)
+        folder=self.folder if self.own_data else None, prints=self.prints, keeps=bool(self.keep))
 
 
     def find_spaces(self): return {(self.datasets[0], name): s for name, s in self.own_spaces.items()}
@@ -568,6 +587,7 @@ class Study(FromSearches, OwnStudy):
         self.metric, self.version = _as_metric(metric or 'accuracy'), version
         self.prints = _fingerprints(self.loops, version)
         ranges = {name: record_space(s) for name, s in self.own_spaces.items()}
+        _check_keep(self.loops, settings.get('keep'))
         super().__init__(study=study, datasets=[str(study).split('/')[-1]], families=list(self.own_spaces),
             ranges=ranges, utility=utility, **(self._defaults(study, restart, settings.get('search')) | settings))
         if restart: set_aside(self.folder)

@@ -746,10 +746,11 @@ def _is_study(name):
 def _print_kept_models(study):
     from pareto_energy.front.models import kept_models
     with exit_on_error(2): table = kept_models(study_path(study))
-    numbers = {name: table[name].map('{:.4g}'.format) for name in ('utility', 'test', 'joules')}
+    shown = lambda values: values.map('{:.4g}'.format, na_action='ignore').fillna('') # a loop may have no test part
+    numbers = {name: shown(table[name]) for name in ('utility', 'test', 'joules')}
     folders = table.folder.map(lambda f: os.path.relpath(f))
-    shown = table.assign(**numbers, folder=folders)
-    print_table(shown, f'{study}: models of the front', left=('dataset', 'family', 'folder'))
+    table = table.assign(**numbers, folder=folders)
+    print_table(table, f'{study}: models of the front', left=('dataset', 'family', 'folder'))
 
 # %% ../nbs/71_cli.ipynb #d04
 FORMAT_HELP = ('csv or parquet (trials), emissions (as CodeCarbon writes them), card (emissions of the front, '

@@ -6,7 +6,7 @@
 __all__ = ['load_model']
 
 # %% ../../nbs/32_front.models.ipynb #imp
-import json, re
+import json, re, shutil, warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +14,17 @@ import numpy as np
 from ..core import write_text
 from ..models.data import Card, Dataset
 from ..models.families import build_model
+from ..models.custom import LoopTrainer, loop_name, model_form
+from .log import read_trials
 
 # %% ../../nbs/32_front.models.ipynb #s01
 _RECORD, _TENSORS, _TREES = 'model.json', 'model.safetensors', 'model.skops'
 _TRUSTED = ['sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor'] # beside what skops trusts
+_TRUSTED_OF_LOOPS = [*_TRUSTED, 'sklearn.tree._tree.Tree', 'sklearn.neighbors._kd_tree.KDTree',
+    'sklearn.neighbors._ball_tree.BallTree', 'sklearn.metrics._dist_metrics.EuclideanDistance64',
+    'sklearn.neural_network._stochastic_optimizers.AdamOptimizer',
+    'sklearn.neural_network._stochastic_optimizers.SGDOptimizer',
+    'sklearn.calibration._CalibratedClassifier', 'sklearn.calibration._SigmoidCalibration'] # they hold data alone
 
 def check_keep():
     """Whether the packages that keep models are installed.
@@ -55,9 +62,10 @@ def save_model(
     else:
         import skops.io
         skops.io.dump(model, folder/_TREES)
-    record = dict(family=trainer.family, configuration=trainer.configuration, seed=trainer.seed, **about,
-        inputs=_describe_inputs(trainer.data))
-    write_text(folder/_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
+    own = dict(family=trainer.family, configuration=trainer.configuration, seed=trainer.seed)
+    _write_record(folder, own | about | own | dict(inputs=_describe_inputs(trainer.data)))
+
+def _write_record(folder, record): write_text(folder/_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/32_front.models.ipynb #s05
 def add_to_record(
@@ -68,7 +76,97 @@ def add_to_record(
     path = folder/_RECORD
     if not path.exists(): return
     record = json.loads(path.read_text(encoding='utf-8'))
-    write_text(path, json.dumps(record | facts, indent=1, ensure_ascii=False) + '\n')
+    _write_record(folder, record | facts)
+
+# %% ../../nbs/32_front.models.ipynb #o01
+_NO_MODEL = 'its loop gave no model with its reports, as in yield dict(utility=…, model=model)'
+
+def save_loop_model(
+    model, # as `models.custom.model_form` knows it
+    folder:Path, # of this model, emptied first
+) -> dict: # its form and its class
+    """Keep the model of a loop.
+
+    Raises: `ValueError` where there is none, or where a function left nothing in the folder."""
+    form = model_form(model)
+    if form is None: raise ValueError(_NO_MODEL)
+    if folder.exists(): shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    about = _SAVERS[form](model, folder)
+    if not any(folder.iterdir()): raise ValueError('the function that saves it left nothing in its folder')
+    return dict(form=form, **about)
+
+def _class_name(model): return f'{type(model).__module__}.{type(model).__qualname__}'
+
+def _save_tensors(model, folder):
+    from safetensors.torch import save_file
+    module = getattr(model, '_orig_mod', model) # of a compiled one
+    tensors = module.state_dict() if hasattr(module, 'state_dict') else module
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder/_TENSORS)
+    return dict(made_by=_class_name(module))
+
+def _save_estimator(model, folder):
+    import skops.io
+    skops.io.dump(model, folder/_TREES)
+    return dict(made_by=_class_name(model))
+
+def _save_pretrained(model, folder):
+    parts = model if isinstance(model, tuple) else (model,)
+    for part in parts: part.save_pretrained(folder)
+    of_library = (c for c in type(parts[0]).__mro__ if c.__module__.startswith('transformers.models.'))
+    return dict(made_by=_class_name(parts[0]), loads_as=getattr(next(of_library, None), '__name__', None))
+
+def _save_files(save, folder):
+    save(folder)
+    return {}
+
+_SAVERS = dict(tensors=_save_tensors, estimator=_save_estimator, pretrained=_save_pretrained, files=_save_files)
+
+
+# %% ../../nbs/32_front.models.ipynb #o04
+class ModelKeeper:
+    "Keeps the model of one run, as `models.run.RunSettings.keep`, or knows why it cannot."
+    def __init__(self,
+        folder:Path, # of this model
+        about:dict, # what is recorded of it
+    ):
+        self.folder, self.about = folder.absolute(), about # a loop may change the working folder
+        self.record = None # of what a loop gave
+        self.reason = 'its training diverged' # why nothing is kept, so far
+
+    def __call__(self, trainer, model):
+        if isinstance(trainer, LoopTrainer): self._keep_of_loop(trainer, model)
+        else:
+            save_model(trainer, model, self.folder, self.about)
+            self.reason = None
+
+    def _keep_of_loop(self, trainer, model):
+        try: kept = save_loop_model(model, self.folder)
+        except Exception as e: self.reason = _first_line(e)
+        else:
+            self.record = self.about | dict(seed=trainer.seed, loop=loop_name(trainer.train)) | kept
+            self.reason = None
+
+    def finish(self,
+        **facts, # name -> value, which are known at the end of the run
+    ) -> dict: # not_kept: why, where no model is
+        "Complete the record of the model."
+        if self.reason:
+            self.discard()
+            warnings.warn(f"No model is kept of {self.folder.name}: {self.reason}.")
+            return dict(not_kept=self.reason)
+        if self.record: _write_record(self.folder, self.record)
+        add_to_record(self.folder, **facts)
+        return {}
+
+    def discard(self):
+        "Remove what a run that failed has left."
+        if self.folder.exists(): shutil.rmtree(self.folder)
+
+def _first_line(error):
+    text = str(error).strip().partition('\n')[0]
+    return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+
 
 # %% ../../nbs/32_front.models.ipynb #k01
 def model_folder(
@@ -89,10 +187,19 @@ def kept_models(
     paths = (study/'models').glob(f'*/{_RECORD}')
     records = {path.parent: json.loads(path.read_text(encoding='utf-8')) for path in paths}
     if not records:
-        raise FileNotFoundError(f"No models in {study/'models'}: a study keeps those of its front with keep='front'.")
+        why = '; '.join(dict.fromkeys(_unkept_reasons(study).values())) or _ASKED_FOR
+        raise FileNotFoundError(f"No models in {study/'models'}: {why}.")
     names = 'dataset', 'family', 'epoch', 'utility', 'test', 'joules'
     rows = [{name: record.get(name) for name in names} | dict(folder=str(folder)) for folder, record in records.items()]
     return pd.DataFrame(rows).sort_values('joules', ignore_index=True)
+
+_ASKED_FOR = "a study keeps those of its front with keep='front'"
+
+def _unkept_reasons(study): # folder that a model would have -> why there is none
+    log = study/'trials.jsonl'
+    trials = read_trials(log).values() if log.exists() else ()
+    return {model_folder(study, t.name, r['epoch']).name: r['not_kept'] for t in trials for r in t.retrained
+        if 'not_kept' in r}
 
 # %% ../../nbs/32_front.models.ipynb #l01
 @dataclass
@@ -145,15 +252,20 @@ class KeptModel:
 # %% ../../nbs/32_front.models.ipynb #l01b
 def load_model(
     folder, # of a model that was kept, a path
-) -> KeptModel:
+    build=None, # function of the configuration: an untrained torch module, for the weights that a loop of yours left
+): # a `KeptModel`; of a loop of yours, a `KeptLoopModel`
     """A model of a front, ready to predict.
 
     Raises: `FileNotFoundError` where none was kept, `ValueError` where a package is missing or a file does not fit."""
     folder = Path(folder)
     if not (folder/_RECORD).exists():
-        raise FileNotFoundError(f"No model in {folder}: a study keeps those of its front with keep='front'.")
+        why = _unkept_reasons(folder.parent.parent).get(folder.name, _ASKED_FOR)
+        raise FileNotFoundError(f'No model in {folder}: {why}.')
     check_keep()
     record = json.loads((folder/_RECORD).read_text(encoding='utf-8'))
+    if build and record.get('form') != 'tensors':
+        raise ValueError(f'{folder} is loaded without build: that is for the weights of a torch module of a loop.')
+    if 'form' in record: return KeptLoopModel(record, folder, _LOADERS[record['form']](folder, record, build))
     data = _empty_data(record)
     model = _load_trees(folder) if (folder/_TREES).exists() else _load_network(folder, record, data)
     return KeptModel(record, model, data)
@@ -182,3 +294,71 @@ def _load_network(folder, record, data):
 def _load_trees(folder):
     import skops.io
     return skops.io.load(folder/_TREES, trusted=_TRUSTED)
+
+# %% ../../nbs/32_front.models.ipynb #m01
+@dataclass
+class KeptLoopModel:
+    "A model that a loop of one's own has trained."
+    record: dict # family, configuration, epoch, utility, form, …
+    folder: Path # with the weights
+    loaded: object = None # an estimator, a torch module, or a model of transformers; None: not known how to build it
+
+    @property
+    def model(self): # which was loaded
+        if self.loaded is not None: return self.loaded
+        raise ValueError(f"The model in {self.folder} was kept by the loop {self.record['loop']}: "
+            f"{_HOW_TO_LOAD[self.record['form']]}.")
+
+    @property
+    def tensors(self): # name -> tensor, of a torch module
+        from safetensors.torch import load_file
+        return load_file(self.folder/_TENSORS)
+
+    def predict(self,
+        inputs, # as the estimator takes them
+    ):
+        """What an estimator answers.
+
+        Raises: `ValueError` for another model, whose inputs its loop alone knows."""
+        if hasattr(self.model, 'predict'): return self.model.predict(inputs)
+        raise ValueError(f"How {self.record['made_by']} is asked is known to its loop alone: call .model as it does.")
+
+_HOW_TO_LOAD = dict(
+    tensors='load its weights with build, a function of the configuration that gives an untrained module, as in '
+        'best(build=network) or load_model(folder, build=network), or with load_state_dict(kept.tensors)',
+    pretrained='load it with from_pretrained(folder) of its own library', files='load it as the loop has saved it')
+
+
+# %% ../../nbs/32_front.models.ipynb #m02
+def _load_module(folder, record, build):
+    if build is None: return None
+    from safetensors.torch import load_file
+    module, tensors = build(record['configuration']), load_file(folder/_TENSORS)
+    shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}
+    expected, found = shapes(module.state_dict()), shapes(tensors)
+    if expected != found:
+        name = sorted(dict(expected.items() ^ found.items()))[0]
+        raise ValueError(f'{folder/_TENSORS} does not fit the module that build gives: {name} is {found.get(name)} in '
+            f'the file and {expected.get(name)} in the module.')
+    module.load_state_dict(tensors)
+    return module.eval()
+
+def _load_estimator(folder, record, build):
+    import skops.io
+    unknown = {*skops.io.get_untrusted_types(file=folder/_TREES)} - {*_TRUSTED_OF_LOOPS}
+    if unknown:
+        raise ValueError(f'{folder/_TREES} holds untrusted types, {", ".join(sorted(unknown))}: if you trust its '
+            f'source, load it with skops.io.load(path, trusted={sorted(unknown)}).')
+    return skops.io.load(folder/_TREES, trusted=_TRUSTED_OF_LOOPS)
+
+def _load_pretrained(folder, record, build):
+    if not record['loads_as']: return None
+    if find_spec('transformers') is None:
+        raise ValueError(f'{folder} is a model of transformers: pip install transformers.')
+    import transformers
+    kind = getattr(transformers, record['loads_as'], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): return None
+    return kind.from_pretrained(folder, local_files_only=True).eval()
+
+_LOADERS = dict(tensors=_load_module, estimator=_load_estimator, pretrained=_load_pretrained, files=lambda *_: None)
+

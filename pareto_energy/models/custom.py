@@ -8,9 +8,9 @@ __all__ = ['StopTraining', 'Report', 'train_loop', 'sklearn_loop', 'lightning_ca
 # %% ../../nbs/25_models.custom.ipynb #imp
 import ast, copy, enum, gc, hashlib, inspect, math, os, random, signal, sys, sysconfig, textwrap, threading, time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, GeneratorType, ModuleType
@@ -254,6 +254,27 @@ def _parse_deployments(predict, answers=None, unit='predictions'):
     if predict is None: return ()
     return tuple(parse(*item) for item in (predict if isinstance(predict, dict) else dict(default=predict)).items())
 
+# %% ../../nbs/25_models.custom.ipynb #q01
+def model_form(
+    model, # as a loop reports it
+) -> str|None: # pretrained, tensors, estimator or files; None where there is no model
+    """How a loop's model is kept.
+
+    Raises: `ValueError` for what is no model."""
+    if model is None: return None
+    parts = model if isinstance(model, tuple) else (model,)
+    if parts and all(hasattr(part, 'save_pretrained') for part in parts): return 'pretrained'
+    if isinstance(model, torch.nn.Module) or _is_state_dict(model): return 'tensors'
+    if hasattr(model, 'get_params') and hasattr(model, 'fit'): return 'estimator'
+    if inspect.isroutine(model) or isinstance(model, partial): return 'files'
+    raise ValueError('model must be a torch module or its state dict, an estimator of scikit-learn, a model of '
+        'transformers or a tuple of it and its tokenizer, or a function of a folder that saves it there, not '
+        f'{type(model).__name__}')
+
+def _is_state_dict(model):
+    return isinstance(model, Mapping) and bool(model) and all(isinstance(v, torch.Tensor) for v in model.values())
+
+
 # %% ../../nbs/25_models.custom.ipynb #r02a
 def _read_epoch(epoch): # nan where it is none
     try: number = float(epoch)
@@ -359,6 +380,7 @@ class _Stretches:
 # %% ../../nbs/25_models.custom.ipynb #r03
 class Report(_Stretches):
     "What a loop calls after each epoch."
+    keep = None # function of the model of each report that is evaluated
     def __init__(self,
         window, # of a meter
         epochs:int, # of the run
@@ -391,11 +413,12 @@ class Report(_Stretches):
         epoch:float|None=None, # that the report belongs to, where not every epoch has one; 0: untrained; None: counted
         answers:int|None=None, # in a call of predict, where it is a function alone
         unit:str='predictions', # of these answers, such as tokens or images
+        model=None, # what is kept where a study keeps its models, as in `model_form`
     ):
         """Report how good the model is.
 
-        Raises: `StopTraining` where no further epoch is wanted; `ValueError` for an epoch that does not come next, and
-        `RuntimeError` for a report from elsewhere or after the run."""
+        Raises: `StopTraining` where no further epoch is wanted; `ValueError` for an epoch that does not come next or
+        what is no model, and `RuntimeError` for a report from elsewhere or after the run."""
         self._check_place()
         if self.times_stopped: self._stop()
         if unnamed:
@@ -407,9 +430,14 @@ class Report(_Stretches):
         if self.test: self.test_utility = test and _read_utility(test, 'test utility')
         self.progress.add(number, is_named=epoch is not None or number == 0)
         self.deployments = _parse_deployments(predict, answers, unit)
+        self._keep(model)
         self.window.exclude(ends_lap=True)
         self.epoch_ended = False
         if self.progress.is_complete or self._stops_early(): self._stop()
+
+    def _keep(self, model): # each time, since the run may end by itself before its next report
+        model_form(model)
+        if self.evaluate and self.keep: self.keep(model)
 
     @torch.enable_grad() # a generator may stand still where gradients are off
     def _stops_early(self):
@@ -580,6 +608,7 @@ def _deploy_own(deployment, epoch, utility):
 # %% ../../nbs/25_models.custom.ipynb #t01
 class LoopTrainer(Trainer):
     "A loop of your own with one configuration; its model is the `Report` of the last repeat."
+    keep = None # function of this trainer and of the model of each report of the first run
     def __init__(self,
         train, # a function, as `check_loop` accepts it
         configuration:dict,
@@ -594,8 +623,7 @@ class LoopTrainer(Trainer):
         self.max_epochs = epochs
         self.seed = seed
         self.test = test
-        self.threads = threads
-        self.sign = sign
+        self.threads, self.sign = threads, sign
         self.first_utility = None # of the warm-up
 
     def warm_up(self, window):
@@ -613,6 +641,7 @@ class LoopTrainer(Trainer):
     def run_once(self, window, epochs, stop_after=None, evaluate=False, stopping_rule=None):
         report = Report(window, epochs, evaluate=evaluate, test=self.test, stopping_rule=stopping_rule,
             stop_after=stop_after, sign=self.sign)
+        if self.keep: report.keep = partial(self.keep, self)
         try:
             with self._noting_failure(report): _run_loop(self.train, self.configuration, self.seed, report)
         except FloatingPointError as e:
@@ -669,7 +698,8 @@ def train_loop(
     settings = RunSettings(**{'repeats': 1, **settings})
     trainer = LoopTrainer(train, configuration, epochs=epochs, seed=seed, test=settings.test, threads=threads,
         sign=sign)
-    with limit_threads(threads): return run_trainer(trainer, epochs, meter, settings)
+    trainer.keep = settings.keep # with each report: after the run a loop may have changed its model
+    with limit_threads(threads): return run_trainer(trainer, epochs, meter, replace(settings, keep=None))
 
 # %% ../../nbs/25_models.custom.ipynb #k01
 def sklearn_loop(
@@ -690,7 +720,8 @@ def sklearn_loop(
             raise ValueError(f'{type(model).__name__} has no score: give sklearn_loop a scorer.')
         test_score = test and (lambda: score(model, *test))
         predict = (lambda: model.predict(validation[0])), len(validation[0])
-        result = (lambda: score(model, *validation)), test_score, predict
+        result = dict(utility=lambda: score(model, *validation), test=test_score, predict=predict)
+        result |= dict(model=model) if hasattr(model, 'get_params') else {}
         weights = _weights_argument(model, train)
         if not _learns_by_epochs(model, train):
             model.fit(*train[:2], **weights)
@@ -754,7 +785,8 @@ def lightning_callback(
         def on_validation_start(self, trainer, module):
             if counts(trainer): report.pause()
         def on_validation_end(self, trainer, module):
-            if counts(trainer): report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer))
+            if not counts(trainer): return
+            report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer), model=module)
     return Reporting()
 
 def _lightning_epoch(trainer): # a part of an epoch where validation comes in the middle of one; None: not known
@@ -768,6 +800,13 @@ def _get_logged(metrics, name):
     Raises: `ValueError` where it was not logged."""
     if name in metrics: return metrics[name]
     raise ValueError(f"The metric {name!r} was not logged; there are {', '.join(map(str, metrics)) or 'none'}.")
+
+def _trained_model(model=None, processing_class=None, train_dataloader=None, **_):
+    "A model of transformers with its tokenizer, as the Trainer saves it."
+    if not hasattr(model, 'save_pretrained'): return model
+    collator = getattr(train_dataloader, 'collate_fn', None)
+    tokenizer = processing_class or getattr(collator, 'tokenizer', None)
+    return (model, tokenizer) if hasattr(tokenizer, 'save_pretrained') else model
 
 # %% ../../nbs/25_models.custom.ipynb #h04
 class _TrainerReports:
@@ -791,14 +830,14 @@ class _TrainerReports:
     def end_step(self, control):
         if control.should_evaluate: self.report.pause()
 
-    def evaluate(self, state, metrics):
+    def evaluate(self, state, metrics, model=None):
         if state.global_step == self.steps_reported: return self.report.window.exclude() # nothing was trained since
         self.report.pause()
         if self.metric not in metrics:
             self.evaluated |= metrics
             return
         self.steps_reported, self.evaluated = state.global_step, {}
-        self.report(metrics[self.metric], epoch=state.epoch)
+        self.report(metrics[self.metric], epoch=state.epoch, model=model)
 
     def end(self):
         if self.evaluated: _get_logged(self.evaluated, self.metric)
@@ -818,6 +857,7 @@ def transformers_callback(
         def on_step_begin(self, *_, **__): reports.begin_step()
         def on_step_end(self, arguments, state, control, **_): reports.end_step(control)
         def on_epoch_end(self, arguments, state, control, **_): reports.end_step(control)
-        def on_evaluate(self, arguments, state, control, metrics, **_): reports.evaluate(state, metrics)
+        def on_evaluate(self, arguments, state, control, metrics, **around):
+            reports.evaluate(state, metrics, model=_trained_model(**around))
         def on_train_end(self, *_, **__): reports.end()
     return Reporting()

@@ -284,6 +284,17 @@ def early_end_sentence(
         f'handed ({names}). Their reports are counted as epochs 1, 2, …; a loop that reports less often than it '
         'trains has to say which epoch a report belongs to: report(utility, epoch=…).')
 
+# %% ../../nbs/61_report.sentences.ipynb #uk1
+def _unkept_sentence(
+    trials:list, # of a study
+) -> str: # empty where each model that was to be kept was
+    "Points of the front whose model was to be kept and was not, with the first reason of each family."
+    unkept = [(t.family, r['not_kept']) for t in trials for r in t.retrained if 'not_kept' in r]
+    if not unkept: return ''
+    listed = '; '.join(f'{family}: {reason}' for family, reason in dict(reversed(unkept)).items())
+    points = 'point of the front has' if len(unkept) == 1 else 'points of the front have'
+    return f'{len(unkept)} {points} no kept model ({listed}).'
+
 # %% ../../nbs/61_report.sentences.ipynb #fs1
 def failure_sentence(
     trials:list, # of a study
@@ -338,7 +349,8 @@ def _allocation_of(name, table):
         + (f' The next joule would go to the {best}.' if best else ''))
 
 REMARKS = ( # on the trials; empty where not due
-    early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, allocation_sentence)
+    early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, _unkept_sentence,
+    allocation_sentence)
 
 # %% ../../nbs/61_report.sentences.ipynb #c31p
 def _payback(times, energy):

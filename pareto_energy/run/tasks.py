@@ -21,7 +21,7 @@ from ..models.space import Float, Space, sobol_points
 from ..models.training import train
 from ..front.log import JOINT, Origin, Trial
 from ..front.pareto import epoch_grid
-from ..front.models import add_to_record, save_model
+from ..front.models import ModelKeeper
 from ..search.strategies import SearchTask, as_searched
 from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 from .settings import TrainingSettings
@@ -154,26 +154,30 @@ def retrain(
     epoch:float, # where it touches the front
     seed:int, # a fresh one
     keep_in:Path|None=None, # folder where its model is kept
-) -> dict: # utility, joules, spent; where known, test, inference, deployments, a lower epoch; or reason and spent
+) -> dict: # utility, joules, spent; where known, test, inference, deployments, reached, not_kept; or reason and spent
     "Train a point of the front as its trial was trained, but with a fresh seed, and read its test utility."
     epochs = trial.run.get('max_epochs', epoch) # what its trial was handed, where the log says so
-    keep = {} if keep_in is None else dict(keep=partial(save_model, folder=keep_in, about=dict(dataset=trial.dataset)))
+    about = dict(dataset=trial.dataset, family=trial.family, configuration=trial.configuration)
+    keeper = None if keep_in is None else ModelKeeper(keep_in, about)
     try:
         with gpu_limits(measurement.metered, trial.configuration):
             run = training(trial.dataset, trial.family, trial.configuration, epochs, seed, measurement.metered,
-                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training, **keep)
-    except TrainingFailed as e: return dict(reason=e.reason, spent=e.spent)
+                repeats=1, test=True, stop_after=trial.epochs.index(epoch) + 1, **measurement.training,
+                **(dict(keep=keeper) if keeper else {}))
+    except TrainingFailed as e:
+        if keeper: keeper.discard()
+        return dict(reason=e.reason, spent=e.spent)
     reached = run.epochs[-1] if run.epochs else len(run.utility)
     optional = dict(test=run.test, inference=run.inference.get('joules'), deployments=run.deployments or None,
         reached=reached if reached < epoch else None)
     found = {k: v for k, v in optional.items() if v is not None}
-    if keep_in: _complete_record(keep_in, trial, reached, found | dict(utility=run.utility[-1], joules=run.joules[-1]))
+    if keeper: found |= _finish(keeper, trial, reached, found | dict(utility=run.utility[-1], joules=run.joules[-1]))
     return dict(utility=run.utility[-1], joules=run.joules[-1], **found,
         spent=run.spent + sum(d.get('spent', 0.) for d in run.deployments or [run.inference]))
 
-def _complete_record(folder, trial, epoch, found):
+def _finish(keeper, trial, epoch, found):
     names = 'utility', 'test', 'joules', 'inference'
-    add_to_record(folder, trial=trial.name, epoch=epoch, **{name: found[name] for name in names if name in found})
+    return keeper.finish(trial=trial.name, epoch=epoch, **{name: found[name] for name in names if name in found})
 
 # %% ../../nbs/52_run.tasks.ipynb #m02
 IDLE_SECONDS = .2 # of each of five repeats
