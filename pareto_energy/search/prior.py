@@ -178,8 +178,8 @@ class Expectation:
         joules = lambda v: f'{v:.2g}' if v < 99.5 else f'{v:.0f}'
         span = lambda row, name, text: f'{text(row[name])} ({text(row[name + "_low"])}–{text(row[name + "_high"])})'
         return pd.DataFrame([{'of the way to the best': f'{100*row.level:.0f} %',
-            self.metric: span(row, 'utility', '{:.3f}'.format), f'J of {self.energy.kind}': span(row, 'joules', joules),
-            'cheapest there': row.families} for _, row in self.front.iterrows()])
+            self.metric: span(row, 'utility', '{:.3f}'.format),
+            f'{self.energy.name} ({self.energy.unit})': span(row, 'joules', joules), 'cheapest there': row.families} for _, row in self.front.iterrows()])
 
     @property
     def sentences(self): # what the table means, how far it can be relied on
