@@ -179,7 +179,8 @@ class Expectation:
         span = lambda row, name, text: f'{text(row[name])} ({text(row[name + "_low"])}–{text(row[name + "_high"])})'
         return pd.DataFrame([{'of the way to the best': f'{100*row.level:.0f} %',
             self.metric: span(row, 'utility', '{:.3f}'.format),
-            f'{self.energy.name} ({self.energy.unit})': span(row, 'joules', joules), 'cheapest there': row.families} for _, row in self.front.iterrows()])
+            f'{self.energy.name} ({self.energy.unit})': span(row, 'joules', joules),
+            'cheapest there': row.families} for _, row in self.front.iterrows()])
 
     @property
     def sentences(self): # what the table means, how far it can be relied on
