@@ -127,7 +127,6 @@ class JointTrajectory:
         return self.plan.configuration, self.plan.epochs or self.search.epochs
 
     def stops(self, configuration, utility, joules): # at this epoch?
-        if not self.plan.expected: return False
         running = _trial(len(self.trials), configuration, utility, joules, expected=self.plan.expected)
         return not should_continue(self.search, self.trials, running, self.seed)
 
@@ -216,12 +215,13 @@ def joint_search(
     name:str, # in JOINT_SEARCHERS
     seed:int,
     runs:int, # at most
+    max_joules:float=math.inf, # of training, before no further run begins
     **changes, # of the searcher
 ) -> dict: # strategy, seed, and a list with a row for each run: family, share, joules, epochs, seconds of asking
     "One search over all families of a table."
     searcher, rng, rows = JOINT_SEARCHERS[name](table, seed, **changes), np.random.default_rng([seed, 1]), []
     found, spent = [np.empty(0), np.empty(0)], 0.
-    while len(rows) < runs:
+    while len(rows) < runs and spent < max_joules:
         asked, seconds = timed(searcher.ask)
         if asked is None: break
         configuration, planned = asked

@@ -68,16 +68,16 @@ def _staircase(cost, utility): # both (samples, points)
 _INFERENCE_EXPONENT = .5 # of a run's joules, where training is no part of the energy that counts
 
 def _cost_exponent(search, trials):
-    "The exponent of a run's joules: `alpha`, nearer to a half the less of the energy that counts is training."
+    "The exponent of a run's joules: that of the search, nearer to a half the less of the energy that counts is training."
     energy, shares = search.energy, []
     for t in trials if energy.uses_inference else []:
         readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
         if not readings: continue
         use = min(d['joules'][-1] for d in readings)
         shares.append(energy.joules(trained, 0.)/max(energy.joules(trained, use), LEAST_JOULES))
-    if not shares: return search.alpha
+    if not shares: return search.cost_exponent
     share = float(np.mean(shares))
-    return share*search.alpha + (1 - share)*max(search.alpha, _INFERENCE_EXPONENT)
+    return share*search.cost_exponent + (1 - share)*max(search.cost_exponent, _INFERENCE_EXPONENT)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
 class ImprovementPerJoule:
@@ -129,7 +129,7 @@ class ImprovementPerJoule:
 
     def per_joule(self, gain, joules):
         "Score of a gain at its cost."
-        base = self.samples.search.alpha
+        base = self.samples.search.cost_exponent
         score = gain.clamp_min(1e-12).log() - base*joules.log()
         if self.alpha == base: return score
         return score - (self.alpha - base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()

@@ -26,12 +26,19 @@ class SearchTask:
     epochs: int = 1 # of the longest run
     ref_point: RefPoint|None = None # utility and joules that a model must beat to count; None: inferred from the trials
     energy: EnergyObjective = TRAINING # the energy that counts
-    alpha: float = .15 # exponent of a run's joules against its improvement, where training alone is the energy
+    alpha: float|None = None # exponent of a run's joules against its improvement; None: `cost_exponent`
     min_epoch_lengthscale: float = .6 # of the utility along log epochs, where the longest run is 1
+    family_sd: float = 2. # of a learning curve of each family's own in a joint search, in that of the utilities so far
     min_gain_per_cost: float = .02 # least share of the hypervolume per share of the joules so far
     enqueued: tuple = () # Suggestions that are trained first
     warm_starts: tuple = () # Suggestions of an earlier study, which alternate with the Sobol' points
     prior_trials: tuple = () # for each dataset of an earlier study, its finished trials, which `trajectory` learns from
+
+    @property
+    def cost_exponent(self) -> float: # where training alone is the energy
+        "`alpha`; without one 0.15, and 0.5 in a joint search, whose families differ by decades of joules."
+        if self.alpha is not None: return self.alpha
+        return .5 if isinstance(self.space, JointSpace) else .15
 
 @dataclass(frozen=True)
 class Suggestion:

@@ -7,10 +7,11 @@ __all__ = ['PosteriorSamples', 'sample_posterior']
 
 # %% ../../nbs/41_search.surrogate.ipynb #imp
 import math
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache, partial
 import numpy as np
 import torch
+from ..models.space import JointSpace
 from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, inference_readings
 from ..front.log import TRAINING, EnergyObjective
 from .strategies import SearchTask, encode_configs, energy_noise, one_hot_encoding, seeded_fit
@@ -243,6 +244,51 @@ def _smooth_kernel(
     _constrain_log(kernel, 'lengthscale', torch.tensor([MIN_LENGTHSCALE]*(n - 1) + [minimum]))
     return kernel
 
+# %% ../../nbs/41_search.surrogate.ipynb #jf1
+_FAMILY_LENGTHSCALE = .25 # of the log epoch
+_APART = .1 # lengthscale of a family's columns, which are 0 or 1
+
+def _family_columns(
+    space:JointSpace,
+) -> tuple: # counted from the end
+    "Inputs of the utility's surrogate that say which family, and the log epoch."
+    hyper, _ = _surrogate_inputs(space)
+    width = hyper(torch.zeros(1, len(space), dtype=torch.double)).shape[-1] + 1
+    return (*range(-width, len(space.spaces) - width), -1)
+
+def _family_kernel(
+    columns:list, # of each family, and of the log epoch last
+    sd:float, # of the curves, in that of the values
+):
+    "The kernel of a learning curve for each family."
+    from gpytorch.kernels import RBFKernel, ScaleKernel
+    _sample_sums()
+    curve = RBFKernel(ard_num_dims=len(columns), active_dims=columns)
+    curve.lengthscale = torch.tensor([_APART]*(len(columns) - 1) + [_FAMILY_LENGTHSCALE])
+    kernel = ScaleKernel(curve)
+    kernel.outputscale = sd**2
+    return kernel.requires_grad_(False)
+
+@cache
+def _sample_sums(): # BoTorch 0.18 has features of single kernels only
+    "Let BoTorch sample functions whose kernel is a sum."
+    from botorch.sampling.pathwise.features.generators import GenKernelFeatures, gen_kernel_features
+    from botorch.sampling.pathwise.features.maps import FeatureMap
+    from gpytorch.kernels import AdditiveKernel
+    class SumFeatures(FeatureMap):
+        "The features of all kernels, side by side."
+        input_transform = output_transform = None
+        batch_shape, dtype, device = torch.Size(), torch.double, torch.device('cpu')
+        def __init__(self, maps):
+            super().__init__()
+            self.maps = torch.nn.ModuleList(maps)
+            self.num_outputs = sum(m.num_outputs for m in maps)
+
+        def forward(self, x): return torch.cat([features(x) for features in self.maps], -1)
+
+    @GenKernelFeatures.register(AdditiveKernel)
+    def sum_features(kernel, **sizes): return SumFeatures([gen_kernel_features(part, **sizes) for part in kernel.kernels])
+
 # %% ../../nbs/41_search.surrogate.ipynb #h03
 _REFIT_GROWTH = 1.1 # of the finished trials, until the hyperparameters are fitted again
 
@@ -262,17 +308,24 @@ class _GPSettings:
     "What the two Gaussian processes differ in."
     min_lengthscale: float # of the last input
     min_scale: float # of the values
+    family_columns: tuple = () # inputs that say which family, and the log epoch, counted from the end
+    family_sd: float = 0. # of each family's own curve, in that of the values
 
 _RATE_GP = _GPSettings(MIN_LENGTHSCALE, min_scale=1.)
 
-def _utility_gp(search): return _GPSettings(search.min_epoch_lengthscale, min_scale=1e-8)
+def _utility_gp(search):
+    settings = _GPSettings(search.min_epoch_lengthscale, min_scale=1e-8)
+    if not search.family_sd or not isinstance(search.space, JointSpace): return settings
+    return replace(settings, family_columns=_family_columns(search.space), family_sd=search.family_sd)
 
 def _gp(settings, data):
     "A Gaussian process with BoTorch's initial hyperparameters."
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
     from botorch.models.utils.gpytorch_modules import MIN_INFERRED_NOISE_LEVEL
-    kernel = _smooth_kernel(data.x.shape[-1], settings.min_lengthscale)
+    n = data.x.shape[-1]
+    kernel = _smooth_kernel(n, settings.min_lengthscale)
+    if settings.family_sd: kernel += _family_kernel([n + c for c in settings.family_columns], settings.family_sd)
     scale = Standardize(1, min_stdv=settings.min_scale)
     model = SingleTaskGP(data.x, data.y, data.noise, covar_module=kernel, outcome_transform=scale)
     if data.noise is None: _constrain_log(model.likelihood.noise_covar, 'noise', MIN_INFERRED_NOISE_LEVEL)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
 from ..front.log import JOINT, TRAINING, EnergyObjective, Trial
-from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, pareto_front, trajectory_points
+from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, log_joules, objectives, pareto_front
+from ..front.pareto import trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, with_fallback, with_initial_design
 from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
@@ -163,20 +164,37 @@ def _within_budget(trials, source):
 # %% ../../nbs/43_search.trajectory.ipynb #a03
 def _unplanned_run(search, trials, seed):
     "A Sobol' point for a few epochs, and in turn a neighbour of the front."
-    over_budget = lambda run, epochs: replace(run, epochs=epochs, source=f'{run.source}: {OVER_BUDGET}')
-    if len(trials) % 2:
-        return over_budget(_untrained_sobol_point(search, trials, len(trials), seed=seed), short_epochs(search, trials))
-    return over_budget(*_neighbour_run(search, trials, seed))
+    run = _sobol_run(search, trials, seed) if len(trials) % 2 else _neighbour_run(search, trials, seed)
+    return replace(run, source=f'{run.source}: {OVER_BUDGET}')
+
+def _sobol_run(search, trials, seed):
+    "A Sobol' point for a few epochs, in a joint search of the family that has taken the fewest joules."
+    epochs = short_epochs(search, trials)
+    if not isinstance(search.space, JointSpace):
+        return replace(_untrained_sobol_point(search, trials, len(trials), seed=seed), epochs=epochs)
+    own = {family: [t for t in trials if t.configuration['family'] == family] for family in search.space.spaces}
+    family = min(own, key=lambda family: sum(t.spent for t in own[family]))
+    trained = [replace(t, configuration=t.configuration['configuration']) for t in own[family]]
+    run = _untrained_sobol_point(replace(search, space=search.space.spaces[family]), trained, len(trained), seed=seed)
+    return replace(run, configuration=dict(family=family, configuration=run.configuration), epochs=epochs)
+
+def _contributions(front, points): # shares, one for each point of the front
+    "What points of the front add to the hypervolume that the worst of all points bounds."
+    import moocore
+    worst = [points.utility.min(), log_joules(points.joules.max()) + .1]
+    added = moocore.hv_contributions(objectives(front), ref=worst, maximise=[True, False])
+    return (added + 1e-9)/(added + 1e-9).sum()
 
 def _neighbour_run(search, trials, seed):
-    "A point near one of the front, and the next length of the grid after its epochs."
+    "A point near one of the front, drawn by what that one adds, and the next length of the grid after its epochs."
     rng = np.random.default_rng([seed, len(trials)])
-    front = pareto_front(trajectory_points([t for t in trials if t.status == 'finished'], search.energy))
-    row = front.iloc[rng.integers(len(front))]
+    points = trajectory_points([t for t in trials if t.status == 'finished'], search.energy)
+    front = pareto_front(points)
+    row = front.iloc[rng.choice(len(front), p=_contributions(front, points))]
     centre = next(t for t in trials if t.number == row.number)
     configuration, = neighbours(search.space, [centre.configuration], n=1, rng=rng)
     longer = [e for e in epoch_grid(search.epochs) if e > row.epoch]
-    return Suggestion(configuration, 'neighbour'), min([*longer, search.epochs])
+    return Suggestion(configuration, 'neighbour', epochs=min([*longer, search.epochs]))
 
 def _plan_run(search, trials, seed):
     "The configuration and the number of epochs with the best score, as far as the budget of suggestions allows."
