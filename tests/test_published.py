@@ -17,7 +17,7 @@ from pareto_energy.front.log import read_study
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT/'data/published'
 WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesis', deployment='deployment') | {
-    'gpu-h200': 'gpu', 'gpu-h100': 'gpu', 'deployment-1e4': 'deployment', 'deployment-1e8': 'deployment'}
+    'gpu-h200': 'gpu-scratch', 'gpu-h100': 'gpu-scratch', 'deployment-1e4': 'deployment', 'deployment-1e8': 'deployment'}
 DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')} | {f'deployment-{n}': dict(predictions=float(n)) for n in ('1e4', '1e8')}
 SMALL_FRONTS = {('deployment-1e8', 'digits'): 5} # points, where the front has fewer than are to be trained again
 LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32'],
