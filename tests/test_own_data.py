@@ -37,6 +37,11 @@ def ugly_table(n=300, seed=0):
     return table
 
 
+def test_a_dataset_of_the_package_is_used_whole(home):
+    with pytest.raises(ValueError, match='digits is used whole, and rows takes a sample of data of your own: leave rows out'):
+        Study(data=dict(data='digits', rows=100), models=['logistic'], study='sample')
+
+
 def test_an_ugly_table_becomes_a_front(home):
     ugly_table().to_csv('customers.csv', index=False)
     study = Study(data='customers.csv', target='buys', models=['logistic', 'gbdt'], study='customers', **FEW).run()

@@ -100,6 +100,20 @@ def test_own_studies_are_read_without_writing(home):
         assert snapshot(home) == before
 
 
+@pytest.mark.parametrize('path', sorted((PUBLISHED/'texts').iterdir()), ids=lambda p: p.name)
+def test_searches_on_texts_agree_with_their_logs(path):
+    import io
+    import pandas as pd
+    from pareto_energy.api import load_study
+    study, record = load_study(f'published/texts/{path.name}'), json.loads((path/'study.json').read_text())
+    finished = [t for t in study.trials_so_far if t.status == 'finished']
+    assert {t.strategy for t in finished} == {'joint trajectory'} and {t.family for t in finished} == {*record['families']} and len(finished) <= record['trials']
+    assert path.name == f"{record['datasets'][0]}-{'training' if record['energy'] == 'training' else format(record['predictions'], '.0e').replace('+0', '')}"
+    written = pd.read_csv(path/'front.csv')
+    columns = [name for name in ('trial', 'epochs', 'deployment', 'test', 'joules') if name in written]
+    assert pd.read_csv(io.StringIO(study.front.to_csv(index=False)))[columns].equals(written[columns])
+
+
 def test_a_published_study_takes_no_trials(home):
     shutil.copytree(PUBLISHED/'quick', home/'data/published/quick')
     before = snapshot(home)

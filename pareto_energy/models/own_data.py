@@ -618,7 +618,7 @@ def find_data(
         return dataset, dataset.details['record']
     record = source_record(source)
     if is_dataset_name(source.data):
-        _refuse_columns(source)
+        _check_named(source)
         return load_dataset(source.data), record
     path = prepared_path(record['name'], folder)
     dataset = read_prepared(path) if path in kept else None
@@ -627,6 +627,12 @@ def find_data(
     if before.get('content', record['content']) == record['content']: return _prepare_with_record(source, record)
     raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content "
         'differs. Give the study another name, put the old data back, or begin again with restart=True.')
+
+def _check_named(source): # a dataset of the package
+    _refuse_columns(source)
+    if source.rows:
+        raise ValueError(f'{source.data} is used whole, and rows takes a sample of data of your own: leave rows out, or '
+            'give a file of its rows.')
 
 def _recorded_data(folder): # in the record of a study that has trials
     path = folder/'study.json'
