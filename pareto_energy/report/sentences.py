@@ -198,19 +198,19 @@ def _other_lives(table, rule, scale):
     found, answers = choices_by_life(table, rule), scale.energy.answers
     if len(found) < 2: return 'It is so for lives of any length.' if len(found) else ''
     changes = _clear_changes(found)
-    unclear = '' if len(changes) == len(found) else ' Other changes are within the intervals of inference.'
+    unclear = '' if len(changes) == len(found) else ' Other changes are within the intervals.'
     if len(changes) == 1: return 'No other choice is clearly better for lives of another length.'
     trained = [f'the {r.model} (trained with {_telling(r.joules, changes.joules)} J)' for r in changes.itertuples()]
     clauses = [f'from {format_rounded(n)} {answers} on {model}' for n, model in zip(changes.start[1:], trained[1:])]
     return f"Over a life, the choice is {trained[0]} at first, {', '.join(clauses)}.{unclear}"
 
 def _clear_changes(changes):
-    "The changes to a model whose inference can be told from that of the one before."
+    "The changes to a model whose accuracy or inference can be told from that of the one before."
     kept = [changes.iloc[0]]
     for _, row in changes[1:].iterrows():
-        before = kept[-1]
-        half = np.nan_to_num(math.hypot(row.inference_ci, before.inference_ci))
-        if abs(row.inference - before.inference) > half: kept.append(row)
+        clear = lambda what, before=kept[-1]: abs(row[what] - before[what]) > np.nan_to_num(
+            math.hypot(row[f'{what}_ci'], before[f'{what}_ci']))
+        if clear('inference') or (row.test > kept[-1].test and clear('test')): kept.append(row)
     return pd.DataFrame(kept)
 
 def _telling(joules, others): # in as many digits as tell it from the others

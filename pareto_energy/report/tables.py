@@ -505,7 +505,7 @@ def choices_by_life(
     table:pd.DataFrame, # from `front_table`, of one dataset
     rule:Rule,
     lives=np.logspace(0, 12, 241), # numbers of predictions
-) -> pd.DataFrame: # start (predictions), model, joules of training, test, inference: where the choice changes
+) -> pd.DataFrame: # start (predictions), model, joules of training, test and inference: where the choice changes
     "Which model a rule chooses over lives of different lengths."
     rows = []
     for n, front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
@@ -514,8 +514,8 @@ def choices_by_life(
         model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name
         if not rows or rows[-1]['key'] != model: rows.append(dict(start=n, key=model, row=row))
     named = lambda row: dict(model=model_names(row.to_frame().T).iloc[0], joules=row.training, test=row.test,
-        inference=row.inference, inference_ci=row.inference_ci)
-    columns = ['start', 'model', 'joules', 'test', 'inference', 'inference_ci']
+        test_ci=row.test_ci, inference=row.inference, inference_ci=row.inference_ci)
+    columns = ['start', 'model', 'joules', 'test', 'test_ci', 'inference', 'inference_ci']
     return pd.DataFrame([dict(start=r['start'], **named(r['row'])) for r in rows], columns=columns)
 
 # %% ../../nbs/60_report.tables.ipynb #mp1

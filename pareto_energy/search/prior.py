@@ -308,7 +308,7 @@ class _Portfolio:
         for i, (p, _) in self.known(predictions): self.points[i] = np.vstack([self.points[i], p])
 
 # %% ../../nbs/45_search.prior.ipynb #w05
-def _serving(traits, datasets): return [d for d in datasets if relevance(traits, d.traits)] # new data of these traits
+def _serving(traits, datasets): return [d for d in datasets if relevance(traits, d.traits)] # data of these traits
 
 def build_portfolio(
     traits:DataTraits, # of new data
@@ -320,7 +320,8 @@ def build_portfolio(
 ) -> list: # of (family, configuration, epochs), cheapest first
     "The runs that cover most of the published fronts for their joules."
     grid = epoch_grid(epochs)
-    curves = [RecordedCurves(d, spaces, grid, energy) for d in _serving(traits, datasets) if {*d.families} & {*spaces}]
+    serving = [d for d in _serving(traits, datasets) if {*d.families} & {*spaces}]
+    curves = [RecordedCurves(d, spaces, grid, energy) for d in serving]
     curves = [c for c in curves if c.trials]
     candidates = []
     for run in (run for c in curves for run in _front_candidates(c)):
@@ -360,7 +361,8 @@ def published_start(
     named = lambda family, c: dict(family=family, configuration=c) if is_joint else c
     serving = _serving(traits, datasets)
     runs = build_portfolio(traits, spaces, serving, n=n, epochs=epochs, energy=energy)
-    trials = [t for d in sorted(serving, key=lambda d: -relevance(traits, d.traits)) for t in _rescaled(d, traits.constant) if t.family in spaces]
+    nearest = sorted(serving, key=lambda d: -relevance(traits, d.traits))
+    trials = [t for d in nearest for t in _rescaled(d, traits.constant) if t.family in spaces]
     return dict(enqueued=tuple(Suggestion(named(family, c), 'portfolio', e) for family, c, e in runs),
         prior_trials=prior_trials(trials, '', space)[:_N_DATASETS])
 
