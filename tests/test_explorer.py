@@ -177,6 +177,7 @@ def test_the_page_fits_both_widths(page, scheme):
         page.wait_for_timeout(300)
         assert page.evaluate('document.documentElement.scrollWidth') <= width
         assert page.evaluate("document.getElementById('front').scrollWidth <= document.getElementById('front').clientWidth")
+        assert page.evaluate("getComputedStyle(document.querySelector('#front td:nth-child(3)')).whiteSpace") == 'nowrap' or width > 600
         assert .85*width < page.locator('#chart svg').bounding_box()['width'] <= width
     paper, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('#chart text')).fill]")
     assert paper != ink and (paper == 'rgb(255, 255, 255)') == (scheme == 'light')
