@@ -667,22 +667,26 @@ def find(
     utility_at_least: Annotated[float, typer.Option(help='Worse models do not count for the search.')] = None,
     energy_at_most: Annotated[float, typer.Option(help='Dearer models do not count for the search (J).')] = None,
     meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    keep: Annotated[bool, typer.Option('--keep', help='Keep the models of the front, to predict with.')] = False,
     restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
 ):
     "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
     with exit_on_error(2):
         parts = dict(target=target, task=task, weights=weights)
+        typer.echo(f'Reading {data}.') # before the libraries are loaded, which takes seconds
         study = _study_of_data(data, parts, name=name, restart=restart, models=[*model] or None, metric=metric,
             epochs=epochs, energy='lifetime' if predictions is not None else energy, predictions=predictions,
-            ref_utility=utility_at_least, ref_joules=energy_at_most, meter=meter)
+            ref_utility=utility_at_least, ref_joules=energy_at_most, meter=meter, keep='front' if keep else None)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
     typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "
         'measured stays.')
     with exit_on_error(1): _find_within(study, minutes)
     print_front(study.study)
+    if remark := _chance_of_the_rows(study.front, len(study.own_data.parts['test'][1])): typer.echo(remark + '\n')
     chart = output_folder(study.study, 'figures')/'front.png'
-    study.chart.save(chart, ppi=200)
+    title = dict(text=_CHART_TITLE, anchor='start', fontSize=11, offset=10)
+    study.chart.properties(title=title).save(chart, ppi=200)
     typer.echo(f'Chart: {chart}. Trials: {study.log_path}.')
 
 def _study_of_data(data, parts, name, **how):
@@ -690,6 +694,15 @@ def _study_of_data(data, parts, name, **how):
     from pareto_energy.models.own_data import parse_source, source_name
     source = parse_source(data, **{k: v for k, v in parts.items() if v})
     return Study(data=source, study=name or source_name(source).replace(':', '-'), trials=1000, **how)
+
+_CHART_TITLE = ['Lines: models of the search, on the validation part.', 'Marks: those trained again, on the test part.']
+
+def _chance_of_the_rows(front, n): # that the intervals over seeds leave out
+    if not (front.metric == 'accuracy').all(): return ''
+    best = front.test.max()
+    half = 1.96*(best*(1 - best)/n)**.5
+    return (f'The intervals are those of fresh seeds. The test part has {n:,} rows: with other rows, an accuracy of '
+        f'{100*best:.1f} % might differ by about {100*half:.1f} points.')
 
 def _find_within(study, minutes):
     from pareto_energy.api import run_within

@@ -14,6 +14,7 @@ import numpy as np
 from ..core import write_text
 from ..models.data import Card, Dataset
 from ..models.families import build_model
+from ..models.own_data import encode_rows
 from ..models.custom import LoopTrainer, loop_name, model_form
 from .log import read_trials
 
@@ -43,7 +44,7 @@ def _describe_inputs(data):
     "What a model needs to know of its data."
     return dict(modality=data.modality, task=data.task, shape=list(data.shape), outputs=data.outputs,
         vocabulary=data.vocabulary, columns=list(data.columns), labels=list(data.labels),
-        target_scale=list(data.target_scale))
+        target_scale=list(data.target_scale), encoder=data.details.get('encoder'))
 
 def save_model(
     trainer, # a `models.training.FamilyTrainer`
@@ -222,20 +223,24 @@ def _unkept_reasons(study): # folder that a model would have -> why there is non
         if 'not_kept' in r}
 
 # %% ../../nbs/32_front.models.ipynb #l01
-@dataclass
+@dataclass(repr=False)
 class KeptModel:
     "A model of a front, as it was trained."
     record: dict # family, configuration, epoch, utility, …
     model: object # a torch module, or an estimator of scikit-learn
     data: Dataset # of the shape of its inputs, without examples
 
+    def __repr__(self):
+        about = {name: self.record.get(name) for name in ('family', 'dataset', 'epoch', 'utility', 'test', 'joules')}
+        return f"KeptModel({', '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in about.items())})"
+
     def scores(self,
-        inputs, # (n, …) features as in `Dataset.parts`; for a pretrained model also a list of texts
+        inputs, # (n, …) features as in `Dataset.parts`; rows of the table that was studied; for a pretrained model texts
     ) -> np.ndarray: # (n, outputs); of trees, log-probabilities
         """The scores of examples.
 
         Raises: `ValueError` for inputs of another kind or shape than those that it was trained with."""
-        features = self._features(inputs)
+        features = self._features(self._encode(inputs))
         if not hasattr(self.model, 'state_dict'): return self._scores_of_trees(features)
         import torch
         from pareto_energy.models.training import _autocast_context, predict_scores
@@ -251,6 +256,13 @@ class KeptModel:
             return mean + deviation*scores[:, 0]
         classes = scores.argmax(1)
         return np.array(self.data.labels)[classes] if self.data.labels else classes
+
+    def _encode(self, inputs):
+        if not hasattr(inputs, 'columns'): return inputs
+        encoder = self.record['inputs'].get('encoder')
+        if encoder: return encode_rows(encoder, inputs)
+        raise ValueError('These are rows of a table, and how they become numbers was not kept with this model: give an '
+            f'array of {tuple(self.data.shape)} numbers each, as load_dataset has them.')
 
     def _features(self, inputs):
         from pareto_energy.models.families import EXTRA_FAMILIES
