@@ -242,6 +242,7 @@ def live_progress(
             yield _at_most_every(every, lambda trials: line.update(progress_sentence(study, trials)))
     else:
         say = lambda trials: print(progress_sentence(study, trials), file=sys.stderr, flush=True)
+        print(f'The study {study.study} runs; a line says how far it is, at most every 30 s.', file=sys.stderr, flush=True)
         yield _at_most_every(30., say, begin=time.perf_counter())
 
 # %% ../nbs/70_api.ipynb #s01

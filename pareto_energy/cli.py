@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .core import home, lookup, output_folder, study_path
-from .run.book import chapters_folder, copy_book, study_file, study_name, write_study_file
+from .run.book import book_folder, chapters_folder, copy_book, study_file, study_name, write_study_file
 
 # %% ../nbs/71_cli.ipynb #c05
 def list_chapters(
@@ -83,17 +83,15 @@ def check_parameters(
 
     Raises: ValueError with the names that are near."""
     from pareto_energy.run.settings import declared
-    for name in parameters: lookup(name, sorted(declared()), 'parameter')
+    for name in parameters: lookup(name, sorted([*declared(), 'language']), 'parameter')
 
 # %% ../nbs/71_cli.ipynb #c11
-def check_study(
+def build_study(
     parameters:dict,
-    here:bool=True, # will this machine train?
-):
-    """Build the study from its parameters, and say what is wrong with it.
+): # a `run.study.FamilyStudy`
+    """Build the study from its parameters.
 
-    Raises: ValueError that names the parameter, or what in the log doesn't fit; OSError for a folder that can't be
-    written."""
+    Raises: ValueError that names the parameter that is wrong."""
     from dataclasses import fields
     from pareto_energy.run.settings import ReportSettings, check_settings
     from pareto_energy.run.study import FamilyStudy
@@ -106,6 +104,19 @@ def check_study(
     study = FamilyStudy(**chosen(FamilyStudy))
     if 'nsga2' in study.strategies: import_pymoo()
     check_settings(ReportSettings(**chosen(ReportSettings)))
+    return study
+
+def check_study(
+    parameters:dict,
+    here:bool=True, # will this machine train?
+):
+    """Build the study from its parameters, and say what is wrong with it.
+
+    Raises: ValueError that names the parameter, a package that is missing, or what in the log doesn't fit; OSError for
+    a folder that can't be written."""
+    from pareto_energy.run.study import check_packages
+    study = build_study(parameters)
+    if here: check_packages(study)
     if here or study.machine_policy != 'per-machine':
         for part, _ in study.parts(): check_part(part, here)
     return study
@@ -409,6 +420,91 @@ def exit_on_error(status:int):
         typer.echo(f"Stopped. {str(e) or 'What was measured is recorded: start the study again to go on.'}", err=True)
         raise typer.Exit(130) from e
 
+# %% ../nbs/71_cli.ipynb #lm1
+_LANGUAGE_PARTS = ('space', 'texts', 'pretrained') # beside settings
+_FOLLOWED = ('seeds', 'device', 'meter', 'components', 'watts', 'measured_share', 'threads', 'target_rel_se',
+    'max_seconds') # settings of the study that it follows
+_LANGUAGE_SPACE = dict(skipped=(0, 9), dtype=['float32', 'bfloat16'], batch=[1, 2, 4, 8], context=[32, 64, 128, 256])
+_RANGES = ('skipped', 'examples') # knobs whose two numbers are the ends of a range
+
+def language_study(
+    parameters:dict, # of the study that it follows, with the part language
+): # an `api.Study`; None where none follows
+    """The study of a language model in use that follows another one.
+
+    Raises: ValueError for a part that it does not have, and where the model or a package is missing."""
+    from pareto_energy.api import Study
+    from pareto_energy.front.log import Metric
+    from pareto_energy.models.language import KNOBS, language_loop
+    asked = _language_parts(parameters)
+    if asked is None: return None
+    for knob in asked.get('space') or {}: lookup(knob, [*KNOBS], 'knob of a language model')
+    settings = {name: parameters[name] for name in _FOLLOWED if name in parameters}
+    settings |= {name: value for name, value in asked.items() if name not in _LANGUAGE_PARTS}
+    loop = language_loop(_texts_of(asked), pretrained=asked.get('pretrained'), device=settings.get('device', 'cpu'))
+    space = _LANGUAGE_SPACE | (asked.get('space') or {})
+    space = {name: tuple(v) if name in _RANGES and isinstance(v, list) else v for name, v in space.items()}
+    metric = Metric('bits per byte', direction='minimise')
+    return Study(loop, space, f"{parameters['study']}-language", metric=metric, energy='inference', **settings)
+
+def _language_parts(parameters): # None where no study follows
+    from pareto_energy.run.settings import declared
+    asked = parameters.get('language')
+    if asked is None: return None
+    if not isinstance(asked, dict):
+        raise ValueError(f'language must hold a space and settings, as in {{space: {{batch: [1, 8]}}, trials: 12}}, not '
+            f'{asked!r}.')
+    for name in asked: lookup(name, sorted([*_LANGUAGE_PARTS, *declared()]), 'part of language')
+    return asked
+
+def _texts_of(asked): # held-out texts; by default prose of this book
+    path = Path(asked.get('texts') or book_folder()/'data/published/language/texts.json').expanduser()
+    if not path.is_file():
+        raise ValueError(f'There are no texts at {path}: give a JSON file with the texts validation and test.')
+    try: found = json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as e: raise ValueError(f'The texts in {path} are no JSON: {e}.') from e
+    return found.get('text', found) if isinstance(found, dict) else found
+
+# %% ../nbs/71_cli.ipynb #pl1
+def plan_lines(
+    parameters:dict,
+) -> list: # of text
+    """What a study would do, and what it misses here; nothing is trained, and no meter is opened.
+
+    Raises: ValueError that names the parameter that is wrong."""
+    study, device = build_study(parameters | dict(device='cpu')), parameters.get('device', 'cpu')
+    life = f', of a life of {study.predictions:,.0f} predictions' if study.energy == 'lifetime' else ''
+    first = f'{study.study}: {study.energy} energy{life}, on {device}, read by {study.meter}'
+    missing = (f'Missing here: {why}' for why in _missing_here(study, parameters))
+    return [first, *_search_lines(study), *_language_lines(study, device, parameters), *missing]
+
+def _search_lines(study):
+    from pareto_energy.models.deployment import parse_deployments
+    for name in study.datasets:
+        searches = [s for s in study.searches if s[0] == name]
+        strategies, families = dict.fromkeys(s[2] for s in searches), [f for d, f in study.spaces if d == name]
+        yield (f"  {name}: {len(searches)} searches ({', '.join(strategies)}; seeds {', '.join(map(str, study.seeds))}) of "
+            f"{study.trials} trials over {', '.join(families)}, each of up to {study.epochs} epochs")
+    label = lambda d: d.name + (f' in batches of {d.batch}' if d.batch else '')
+    yield f"  each model is read as {', '.join(map(label, parse_deployments(study.deployments)))}"
+    yield f'  then {study.front_points} points of each front are trained again, with {study.fresh_seeds} fresh seeds'
+
+def _language_lines(study, device, parameters):
+    asked = _language_parts(parameters)
+    if asked is None: return
+    space = ', '.join(_LANGUAGE_SPACE | (asked.get('space') or {}))
+    yield f"{study.study}-language: inference energy of {asked.get('pretrained') or 'SmolLM2'} in use, on {device}"
+    yield f"  searches over {space}, as {', '.join(f'{k} {v}' for k, v in asked.items() if k not in _LANGUAGE_PARTS)}"
+
+def _missing_here(study, parameters): # sentences
+    from pareto_energy.run.settings import check_device
+    from pareto_energy.run.study import check_packages
+    here = parameters | dict(device='cpu')
+    for check in (lambda: check_device(parameters.get('device', 'cpu')), lambda: check_packages(study),
+            lambda: language_study(here)):
+        try: check()
+        except ValueError as e: yield str(e)
+
 # %% ../nbs/71_cli.ipynb #c22
 def _print_parameters(wanted:bool):
     "Print every parameter of a study, and end."
@@ -429,6 +525,7 @@ def run(
     join: Annotated[bool, typer.Option('--join', help=JOIN_HELP)] = False,
     cluster: Annotated[str, typer.Option(metavar='tcp://HOST:PORT',
     help='A dask scheduler whose workers train.')] = None,
+    plan: Annotated[bool, typer.Option('--plan', help='Say what it would do and what it misses here, and end.')] = False,
     help_parameters: Annotated[bool, typer.Option('--help-parameters', callback=_print_parameters, is_eager=True,
         help='List every parameter with its default and meaning.')] = False,
 ):
@@ -437,12 +534,25 @@ def run(
         folder = chapters_folder()
         parameters = load_parameters(study, parameter, folder)
         check_parameters(parameters)
-        if join and cluster: raise ValueError('Choose one of --join and --cluster.')
-        checked = check_study(parameters, here=not cluster)
+        if plan: return typer.echo('\n'.join(plan_lines(parameters)))
+        checked, follower = _checked_studies(parameters, join, cluster)
         parameters |= dict(datasets=checked.datasets) # of a person's own data by their name
     with exit_on_error(1):
         parts = train_on_cluster(checked, cluster) if cluster else [part for part, _ in checked.parts()]
         for part in parts: _run_part(part, parameters, known_parameters(list_chapters(folder)), join)
+        if follower: _run_follower(follower, join)
+
+def _checked_studies(parameters, join, cluster): # the second one is None where none follows
+    if join and cluster: raise ValueError('Choose one of --join and --cluster.')
+    if cluster and parameters.get('language') is not None:
+        raise ValueError('The workers of a cluster use no language model: leave it out with -p language=null.')
+    return check_study(parameters, here=not cluster), language_study(parameters)
+
+def _run_follower(study, join):
+    train_without_chapters(study, 'a language model in use', join=join)
+    study.run_part(join=join) # which has nothing left to train, and writes the front
+    typer.echo(f'The trials of {study.study} are done.')
+    if study.has_front: print_front(study.study)
 
 def _run_part(part, parameters, known, join):
     if join:
@@ -557,22 +667,26 @@ def find(
     utility_at_least: Annotated[float, typer.Option(help='Worse models do not count for the search.')] = None,
     energy_at_most: Annotated[float, typer.Option(help='Dearer models do not count for the search (J).')] = None,
     meter: Annotated[str, typer.Option(help='codecarbon, zeus or simulated.')] = 'codecarbon',
+    keep: Annotated[bool, typer.Option('--keep', help='Keep the models of the front, to predict with.')] = False,
     restart: Annotated[bool, typer.Option('--restart', help='Set aside what was found for these data before.')] = False,
 ):
     "Find the front of models on a table of yours: what is in it, which model serves, and what its accuracy costs."
     with exit_on_error(2):
         parts = dict(target=target, task=task, weights=weights)
+        typer.echo(f'Reading {data}.') # before the libraries are loaded, which takes seconds
         study = _study_of_data(data, parts, name=name, restart=restart, models=[*model] or None, metric=metric,
             epochs=epochs, energy='lifetime' if predictions is not None else energy, predictions=predictions,
-            ref_utility=utility_at_least, ref_joules=energy_at_most, meter=meter)
+            ref_utility=utility_at_least, ref_joules=energy_at_most, meter=meter, keep='front' if keep else None)
         if joules is not None: study.max_joules = joules/len(study.searches)
     print_data(study)
     typer.echo(f"Searching among {', '.join(study.families)} for about {minutes:g} min; Ctrl-C ends it, and what was "
         'measured stays.')
     with exit_on_error(1): _find_within(study, minutes)
     print_front(study.study)
+    if remark := _chance_of_the_rows(study.front, len(study.own_data.parts['test'][1])): typer.echo(remark + '\n')
     chart = output_folder(study.study, 'figures')/'front.png'
-    study.chart.save(chart, ppi=200)
+    title = dict(text=_CHART_TITLE, anchor='start', fontSize=11, offset=10)
+    study.chart.properties(title=title).save(chart, ppi=200)
     typer.echo(f'Chart: {chart}. Trials: {study.log_path}.')
 
 def _study_of_data(data, parts, name, **how):
@@ -580,6 +694,15 @@ def _study_of_data(data, parts, name, **how):
     from pareto_energy.models.own_data import parse_source, source_name
     source = parse_source(data, **{k: v for k, v in parts.items() if v})
     return Study(data=source, study=name or source_name(source).replace(':', '-'), trials=1000, **how)
+
+_CHART_TITLE = ['Lines: models of the search, on the validation part.', 'Marks: those trained again, on the test part.']
+
+def _chance_of_the_rows(front, n): # that the intervals over seeds leave out
+    if not (front.metric == 'accuracy').all(): return ''
+    best = front.test.max()
+    half = 1.96*(best*(1 - best)/n)**.5
+    return (f'The intervals are those of fresh seeds. The test part has {n:,} rows: with other rows, an accuracy of '
+        f'{100*best:.1f} % might differ by about {100*half:.1f} points.')
 
 def _find_within(study, minutes):
     from pareto_energy.api import run_within

@@ -8,6 +8,7 @@ __all__ = ['home', 'study_path', 'use_theme', 'log_axis']
 # %% ../nbs/10_core.ipynb #imp
 import difflib, json, math, os, re, tempfile
 from functools import cache
+from importlib import resources
 from pathlib import Path, PurePath
 
 # %% ../nbs/10_core.ipynb #c06
@@ -34,6 +35,8 @@ def home() -> Path: # the folder that holds data/ and figures/
     return next((p for p in (here, *here.parents) if any((p/mark).exists() for mark in marks)), here)
 
 # %% ../nbs/10_core.ipynb #c10
+_INSTALLED = Path(str(resources.files('pareto_energy')))/'book' # of a wheel, with the published studies
+
 def study_path(
     study:str, # letters, digits, '.', '_' and '-', with '/' between folders
     kind:str='data', # 'data', 'figures' or 'runs'
@@ -46,7 +49,9 @@ def study_path(
     if not is_name:
         raise ValueError(f"The study name {study!r} is no plain name: "
             "use letters, digits, '.', '_' and '-', as in 'quick'.")
-    return (root or home())/kind/study
+    path, installed = (root or home())/kind/study, _INSTALLED/kind/study
+    is_here = root is not None or path.exists() or os.environ.get('PARETO_ENERGY_PUBLISH')
+    return installed if not is_here and installed.exists() else path
 
 # %% ../nbs/10_core.ipynb #c12b
 def is_read_only(

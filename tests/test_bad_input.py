@@ -16,7 +16,7 @@ def complaint(*words):
 
 
 @pytest.mark.parametrize('words, said', [
-    (['smok'], "Unknown study 'smok': expected one of cheap, deployment, dpareto, gpu, quick, smoke, thesis. Did you mean smoke?"),
+    (['smok'], "Unknown study 'smok': expected one of cheap, deployment, dpareto, gpu, gpu-scratch, quick, smoke, thesis. Did you mean smoke?"),
     (['smoke', '-p', 'datasets=[digts]'], "Unknown dataset 'digts'"),
     (['smoke', '-p', 'families=[mpl]'], 'Did you mean mlp?'),
     (['smoke', '-p', 'strategies=[randon]'], 'Did you mean random?'),

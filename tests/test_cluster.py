@@ -7,6 +7,7 @@ import pytest
 from conftest import wait_until
 from typer.testing import CliRunner
 
+from pareto_energy.energy.meter import MeterError
 from pareto_energy.run.study import FamilyStudy, run_study
 from pareto_energy.front.log import read_log, read_trials
 
@@ -94,6 +95,53 @@ def test_machines_that_are_calibrated_find_what_one_finds(home, smoke, client, t
     factor = {'a thrifty machine': 1., 'a hungry machine': 2.}[study.base.machine_id]
     assert {(t.label, t.machine_id) for t in together.values()} == {('simulated, calibrated', study.base.machine_id)}
     for t in alone: assert together[t.key].run['joules'] == pytest.approx([factor*j for j in t.run['joules']]) if t.strategy == 'random' else together[t.key].status == 'finished'
+
+
+@pytest.fixture
+def limited_workers(client):
+    "Gives each worker a GPU by formula, whose driver takes 200 to 700 W; one of them refuses, where that is asked for."
+    def make(refuses, home):
+        import sys
+        import types
+        from pathlib import Path
+        from pareto_energy.energy.counters import METERS, get_meter
+        from pareto_energy.energy.meter import SimulatedMeter
+
+        class Driver:
+            class NVMLError(Exception): pass
+            watts = 700.
+            def nvmlDeviceGetPowerManagementLimit(self, handle): return round(1000*self.watts)
+            def nvmlDeviceSetPowerManagementLimit(self, handle, milliwatts):
+                if refuses or milliwatts < 200_000: raise self.NVMLError('Insufficient Permissions')
+                self.watts = milliwatts/1000
+                with (Path(home)/'watts.txt').open('a') as file: file.write(f'{self.watts:g}\n')
+
+        class OnGpu(SimulatedMeter):
+            counters = [types.SimpleNamespace(source='nvml', device=types.SimpleNamespace(gpu_index=0, handle=0))]
+        sys.modules['pynvml'], METERS['limited'] = Driver(), lambda device: OnGpu()
+        get_meter.cache_clear()
+    yield make
+    client.run(lambda: __import__('sys').modules.pop('pynvml', None))
+
+
+def watts_of_workers(client): return [*client.run(lambda: __import__('sys').modules['pynvml'].watts).values()]
+
+
+def test_power_limits_are_tried_on_each_worker_first_and_put_back(home, smoke, client, limited_workers, monkeypatch):
+    from pareto_energy.energy.counters import METERS
+    from pareto_energy.energy.meter import SimulatedMeter
+    monkeypatch.setitem(METERS, 'limited', lambda device: SimulatedMeter()) # this process trains nothing
+    client.run(limited_workers, False, str(home))
+    limited = smoke | dict(meter='limited', families=['logistic'], strategies=['random'], seeds=[0], ranges=dict(logistic=dict(gpu_power_limit=[300, 500])))
+    trials = run_study(FamilyStudy('limits', **limited), client=client)
+    told = (home/'watts.txt').read_text().split()
+    assert [t.status for t in trials] == ['finished']*4 and watts_of_workers(client) == [700.]*3
+    assert sorted(told[:12]) == ['300']*3 + ['500']*3 + ['700']*6 and len(told) >= 12 + 2*4
+    last = list(client.scheduler_info(n_workers=-1)['workers'])[-1]
+    client.run(limited_workers, True, str(home), workers=[last])
+    study = FamilyStudy('refused', **limited)
+    with pytest.raises(MeterError, match=r'On .*: NVML refuses SetPowerManagementLimit\(700000\) on GPU 0 \(Insufficient Permissions\)'): run_study(study, client=client)
+    assert not read_trials(study.log_path) and watts_of_workers(client)[:2] == [700.]*2
 
 
 def test_a_cluster_without_a_meter_is_refused(home):

@@ -7,7 +7,8 @@ from pareto_energy.energy.footprint import break_even
 from pareto_energy.front.log import EnergyObjective, read_study
 from pareto_energy.front.pareto import pareto_front
 from pareto_energy.report.explorer import explorer_page, explorer_points
-from pareto_energy.report.tables import Rule, front_table, in_energy, retrained_points, savings
+from pareto_energy.report.tables import Rule, format_rounded, front_table, has_clear_gain, has_clear_price, in_energy, marginal_costs
+from pareto_energy.report.tables import retrained_points, savings
 
 BROWSER = shutil.which('chromium-headless-shell') or shutil.which('chromium')
 pytestmark = pytest.mark.skipif(BROWSER is None, reason='no Chromium on this machine')
@@ -104,6 +105,45 @@ def check_savings(page, rows):
     assert f'{s.iloc[0].saved:.1f} ± {s.iloc[0].saved_ci:.1f} %' in page.locator('#comparison').text_content()
 
 
+def price_in_words(rows, unit):
+    "What a percentage point costs between two rows, as Python has it."
+    cost = marginal_costs(rows)
+    if not has_clear_gain(rows).iloc[1]: return 'The dearer one gains no more than chance, so a percentage point of accuracy has no price here.'
+    if not has_clear_price(cost).iloc[1]: return 'What a percentage point of accuracy costs is unclear: the interval of its price holds zero.'
+    price, low, high = map(format_rounded, cost.iloc[1][['price', 'price_low', 'price_high']])
+    return f'Between them, a percentage point of accuracy more costs {price} {unit} ({low} to {high}).'
+
+
+def test_the_price_of_a_point_is_pythons(page, study):
+    trials, ref_points = study
+    seen = set()
+    for energy, unit in zip(KINDS[:3], ('J', 'J per 1,000 predictions', 'J over 10⁴ predictions')):
+        show(page, energy, 'digits')
+        table = front_table(retrained_points(trials, energy), in_energy(ref_points, trials, energy)).query("dataset == 'digits'")
+        ids = page.evaluate("view.data('models').map(m => m.id)")
+        order = [*table.index]
+        for i in range(len(order) - 1):
+            page.locator('#a').select_option(ids[i])
+            page.locator('#b').select_option(ids[i + 1])
+            expected = price_in_words(table.loc[order[i:i + 2]], unit)
+            assert page.locator('#comparison p').nth(1).text_content() == expected
+            seen.add(expected.split()[0])
+    assert {'Between', 'The'} <= seen
+
+
+def test_the_words_are_read_out_once(page):
+    page.evaluate("""() => {window.said = 0; new MutationObserver(() => window.said++).observe(document.getElementById('comparison'), {childList: true})}""")
+    page.get_by_label('grams').check()
+    page.wait_for_timeout(100)
+    once = page.evaluate('said')
+    page.evaluate("document.querySelector('input[value=grams]').dispatchEvent(new Event('input', {bubbles: true}))")
+    page.wait_for_timeout(100)
+    assert once == page.evaluate('said') == 1
+    tree = page.context.new_cdp_session(page).send('Accessibility.getFullAXTree')['nodes']
+    roles = [node['role']['value'] for node in tree if not node['ignored']]
+    assert roles.count('image') == 1 and 'graphics-object' not in roles and roles.count('heading') == 3
+
+
 def test_break_even_is_pythons(page):
     from types import SimpleNamespace
     show(page, KINDS[2])
@@ -136,6 +176,8 @@ def test_the_page_fits_both_widths(page, scheme):
         page.set_viewport_size(dict(width=width, height=900))
         page.wait_for_timeout(300)
         assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert page.evaluate("document.getElementById('front').scrollWidth <= document.getElementById('front').clientWidth")
+        assert page.evaluate("getComputedStyle(document.querySelector('#front td:nth-child(3)')).whiteSpace") == 'nowrap' or width > 600
         assert .85*width < page.locator('#chart svg').bounding_box()['width'] <= width
     paper, ink = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('#chart text')).fill]")
     assert paper != ink and (paper == 'rgb(255, 255, 255)') == (scheme == 'light')

@@ -123,6 +123,39 @@ def test_a_study_of_lightning_leaves_the_module_of_each_point(home, monkeypatch)
     with pytest.raises(ValueError, match=r'kept by the loop lightning_net: load its weights with build, .*best\(build=network\)'): study.best().model
 
 
+def test_under_weight_averaging_the_averaged_module_is_kept_since_validation_reads_it(tmp_path):
+    need('lightning')
+    import lightning
+    from lightning.pytorch.callbacks import WeightAveraging
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+    from pareto_energy.models.custom import lightning_callback
+    spread = []
+
+    class Noting(lightning.Callback):
+        def on_validation_end(self, trainer, module):
+            average = trainer.callbacks[-1]._average_model.module
+            spread.append(float((module.net[0].weight - average.net[0].weight).abs().max()))
+
+    class Net(lightning.LightningModule):
+        def __init__(self, configuration):
+            super().__init__()
+            self.net, self.lr = network(configuration), configuration['lr']
+
+        def training_step(self, batch, _): return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        def validation_step(self, batch, _): self.log('fit', -torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        def configure_optimizers(self): return torch.optim.Adam(self.parameters(), self.lr)
+
+    def averaged_net(configuration, report, seed, epochs):
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*examples()), ROWS)
+        quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, accelerator='cpu')
+        callbacks = [Noting(), lightning_callback(report, 'fit'), WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(.9))]
+        lightning.Trainer(callbacks=callbacks, max_epochs=epochs, num_sanity_val_steps=0, **quiet).fit(Net(configuration), loader, loader)
+    keeper = ModelKeeper(tmp_path/'kept', dict(dataset='toy', family='averaged_net', configuration=dict(lr=.05)))
+    run = train_loop(averaged_net, dict(lr=.05), 4, 0, CountingOnce(), keep=keeper, stop_after=3)
+    assert keeper.finish(epoch=3) == {} and max(spread) > .01
+    assert -loss_of(load_model(tmp_path/'kept', build=Net).model.net) == pytest.approx(run.utility[-1], abs=1e-5)
+
+
 def test_a_study_of_the_trainer_leaves_folders_that_from_pretrained_reads(home, monkeypatch):
     need('transformers', 'accelerate')
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -211,8 +244,14 @@ def test_estimators_are_kept_by_their_loop(home, monkeypatch):
     with pytest.raises(ValueError, match='loaded without build'): load_model(folder, build=network)
 
 
+def averaged(model):
+    "A copy with the weights of the model, in torch's wrapper."
+    from torch.optim.swa_utils import AveragedModel
+    return AveragedModel(model)
+
+
 FORMS = dict(
-    module=lambda model: model, compiled=lambda model: torch.compile(model, backend='eager'), state=lambda model: model.state_dict(),
+    module=lambda model: model, averaged=averaged, parallel=torch.nn.DataParallel, compiled=lambda model: torch.compile(model, backend='eager'), state=lambda model: model.state_dict(),
     function=lambda model: lambda folder: np.save(folder/'weights.npy', model[0].weight.detach().numpy()))
 
 
@@ -259,6 +298,34 @@ def test_a_loop_that_gives_no_model_is_named_from_its_first_trial_on(home, monke
         with pytest.raises(FileNotFoundError, match='its loop gave no model with its reports'): find()
     listed = CliRunner().invoke(app, ['models', 'silent'])
     assert listed.exit_code == 2 and 'gave no model' in ' '.join(listed.output.split())
+
+
+@pytest.fixture
+def one_process():
+    "A group of processes with this one alone."
+    import torch.distributed as dist
+    dist.init_process_group('gloo', rank=0, world_size=1, store=dist.HashStore())
+    try: yield
+    finally: dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('kind', ['module', 'state'])
+def test_sharded_weights_are_not_kept_and_the_reason_says_how_they_are_made_whole(tmp_path, one_process, kind):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+
+    def sharded(configuration):
+        model = fully_shard(network(configuration), mesh=init_device_mesh('cpu', (1,)))
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+        yield dict(utility=.5, model=whole if configuration['whole'] else model if kind == 'module' else model.state_dict())
+    for whole in (False, True):
+        keeper = ModelKeeper(tmp_path/str(whole), dict(dataset='toy', family='sharded', configuration=dict(whole=whole)))
+        train_loop(sharded, dict(whole=whole), 1, 0, CountingOnce(), keep=keeper)
+        if whole: assert keeper.finish(epoch=1) == {} and load_model(tmp_path/'True', build=network).model[0].weight.shape == (8, 4)
+        else:
+            with pytest.warns(UserWarning, match='its weights are sharded, and this process holds a part of them: give a whole state dict'):
+                assert 'get_model_state_dict' in keeper.finish(epoch=1)['not_kept']
 
 
 def fails(folder): raise OSError('the disk is full')

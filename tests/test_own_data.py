@@ -37,6 +37,11 @@ def ugly_table(n=300, seed=0):
     return table
 
 
+def test_a_dataset_of_the_package_is_used_whole(home):
+    with pytest.raises(ValueError, match='digits is used whole, and rows takes a sample of data of your own: leave rows out'):
+        Study(data=dict(data='digits', rows=100), models=['logistic'], study='sample')
+
+
 def test_an_ugly_table_becomes_a_front(home):
     ugly_table().to_csv('customers.csv', index=False)
     study = Study(data='customers.csv', target='buys', models=['logistic', 'gbdt'], study='customers', **FEW).run()
@@ -152,8 +157,11 @@ def test_one_command_finds_a_front(home):
     command = [os.path.join(os.path.dirname(sys.executable), 'pareto-energy'), 'find', 'customers.csv', '--minutes', '.1', '--meter', 'simulated']
     wrong = subprocess.run([*command, '--target', 'bys'], capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 2 and 'Did you mean buys?' in wrong.stderr
-    done = subprocess.run([*command, '--target', 'buys', '--model', 'logistic', '--epochs', '2'], capture_output=True, text=True, timeout=300)
+    need('safetensors', 'skops')
+    done = subprocess.run([*command, '--target', 'buys', '--model', 'logistic', '--epochs', '2', '--keep'], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('Reading customers.csv.') and 'The study customers runs; a line says how far it is' in done.stderr
+    assert 'The test part has 59 rows: with other rows, an accuracy of' in done.stdout and [*(home/'data/customers/models').glob('*/model.json')]
     assert 'left out: Customer ID' in done.stdout and 'the best model found is of family logistic' in done.stdout
     assert (home/'figures'/'customers'/'front.png').stat().st_size > 1000
 
@@ -222,3 +230,19 @@ def test_weights_by_the_command_line_and_in_a_file(home):
     wrong = program('find', 'survey.csv', '--target', 'buys', '--weights', 'count', '--meter', 'simulated')
     assert wrong.exit_code == 2 and 'Did you mean counts?' in wrong.stderr
     assert program('find', 'digits', '--weights', 'count', '--meter', 'simulated').exit_code == 2
+
+
+def test_a_kept_model_answers_rows_of_the_table_in_another_process(home):
+    need('safetensors', 'skops')
+    ugly_table().to_csv('customers.csv', index=False)
+    study = Study(data='customers.csv', target='buys', models=['logistic', 'gbdt'], study='customers', keep='front', **FEW).run()
+    best, (features, _) = study.best(), study.own_data.parts['test']
+    assert repr(best).startswith('KeptModel(family=') and len(repr(best)) < 200
+    rows = pd.read_csv('customers.csv').drop(columns='buys').assign(new='a column that the training did not have')
+    code = ('import pandas as pd; from pareto_energy import load_study; '
+            'print(*load_study("customers").best().predict(pd.read_csv("customers.csv").drop(columns="buys")))')
+    answers = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
+    assert answers == best.predict(rows).tolist() and {*answers} == {'yes', 'no'}
+    assert {*map(tuple, features.round(4))} <= {*map(tuple, best._encode(rows).round(4))} # of the same rows, the same numbers
+    for wrong, message in ((rows.drop(columns='Straße'), "no column 'Straße'"), (rows.assign(**{'age (years)': 'old'}), "holds 'old' in row 1")):
+        with pytest.raises(ValueError, match=message): best.predict(wrong)

@@ -17,7 +17,7 @@ from pareto_energy.front.log import read_study
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT/'data/published'
 WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesis', deployment='deployment') | {
-    'gpu-h200': 'gpu', 'gpu-h100': 'gpu', 'deployment-1e4': 'deployment', 'deployment-1e8': 'deployment'}
+    'gpu-h200': 'gpu-scratch', 'gpu-h100': 'gpu-scratch', 'deployment-1e4': 'deployment', 'deployment-1e8': 'deployment'}
 DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')} | {f'deployment-{n}': dict(predictions=float(n)) for n in ('1e4', '1e8')}
 SMALL_FRONTS = {('deployment-1e8', 'digits'): 5} # points, where the front has fewer than are to be trained again
 LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32'],
@@ -98,6 +98,20 @@ def test_own_studies_are_read_without_writing(home):
         own = OwnStudy(dict(linear=linear, perceptron=perceptron), spaces, study, trials=12, epochs=30, repeats=2).run()
         assert len(own.front) and own.chart and 'the best model found' in str(own)
         assert snapshot(home) == before
+
+
+@pytest.mark.parametrize('path', sorted((PUBLISHED/'texts').iterdir()), ids=lambda p: p.name)
+def test_searches_on_texts_agree_with_their_logs(path):
+    import io
+    import pandas as pd
+    from pareto_energy.api import load_study
+    study, record = load_study(f'published/texts/{path.name}'), json.loads((path/'study.json').read_text())
+    finished = [t for t in study.trials_so_far if t.status == 'finished']
+    assert {t.strategy for t in finished} == {'joint trajectory'} and {t.family for t in finished} == {*record['families']} and len(finished) <= record['trials']
+    assert path.name == f"{record['datasets'][0]}-{'training' if record['energy'] == 'training' else format(record['predictions'], '.0e').replace('+0', '')}"
+    written = pd.read_csv(path/'front.csv')
+    columns = [name for name in ('trial', 'epochs', 'deployment', 'test', 'joules') if name in written]
+    assert pd.read_csv(io.StringIO(study.front.to_csv(index=False)))[columns].equals(written[columns])
 
 
 def test_a_published_study_takes_no_trials(home):

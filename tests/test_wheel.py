@@ -56,6 +56,8 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path):
         if not page.name.startswith(('53', '60')): page.unlink()
     program, before = site/'bin/pareto-energy', files_of(site)
 
+    early = answers([['front', 'published/quick', '--csv']], here, of_wheel)[0] # the wheel's own, before a book is copied
+    assert early.startswith('dataset,family,') and not [*here.iterdir()]
     assert 'first.yaml is written' in done([program, 'new', 'first'], here, **of_wheel)[0]
     small = dict(meter='simulated', families='[logistic]', trials=3, n_initial=2, epochs=2, front_points=2, fresh_seeds=2)
     changes = [word for name, value in small.items() for word in ('-p', f'{name}={value}')]

@@ -415,7 +415,7 @@ def _check_moved(counters, joules, seconds):
     Raises: `MeterError` that names it."""
     for c, j in zip(counters, joules):
         hardware = SOURCES[c.source].label in ('measured', 'sampled')
-        if j or not hardware or seconds <= 3*SOURCES[c.source].update_period: continue
+        if j or not hardware or seconds <= max(.02, 3*SOURCES[c.source].update_period): continue
         where = f' ({c.file})' if hasattr(c, 'file') else ''
         raise MeterError(f'The {c.source} counter of the {c.component} stood still for {seconds:.2f} s{where}: '
             'run `pareto-energy meter` to see what can be read here.')

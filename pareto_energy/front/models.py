@@ -14,6 +14,7 @@ import numpy as np
 from ..core import write_text
 from ..models.data import Card, Dataset
 from ..models.families import build_model
+from ..models.own_data import encode_rows
 from ..models.custom import LoopTrainer, loop_name, model_form
 from .log import read_trials
 
@@ -43,7 +44,7 @@ def _describe_inputs(data):
     "What a model needs to know of its data."
     return dict(modality=data.modality, task=data.task, shape=list(data.shape), outputs=data.outputs,
         vocabulary=data.vocabulary, columns=list(data.columns), labels=list(data.labels),
-        target_scale=list(data.target_scale))
+        target_scale=list(data.target_scale), encoder=data.details.get('encoder'))
 
 def save_model(
     trainer, # a `models.training.FamilyTrainer`
@@ -98,9 +99,29 @@ def save_loop_model(
 
 def _class_name(model): return f'{type(model).__module__}.{type(model).__qualname__}'
 
+_WRAPPERS = 'AveragedModel', 'DataParallel', 'DistributedDataParallel' # of torch, whose module is the model
+_SHARDS = 'DTensor', 'ShardedTensor'
+
+def _unwrap(model):
+    "The module inside those that compile it, average its weights, or spread its batches over several GPUs."
+    inner = getattr(model, '_orig_mod', model.module if type(model).__name__ in _WRAPPERS else None)
+    return model if inner is None else _unwrap(inner)
+
+def _check_whole(module):
+    """Refuse weights of which this process holds a part.
+
+    Raises: `ValueError` that says how they are made whole."""
+    parts = module.modules() if hasattr(module, 'modules') else ()
+    tensors = module.parameters() if parts else module.values()
+    is_shard = lambda p: type(getattr(p, 'data', p)).__name__ in _SHARDS or hasattr(p, 'ds_id') # DeepSpeed's
+    if not any(map(is_shard, tensors)) and not any(type(m).__name__ == 'FullyShardedDataParallel' for m in parts): return
+    raise ValueError('its weights are sharded, and this process holds a part of them: give a whole state dict as '
+        'model, from torch.distributed.checkpoint.state_dict.get_model_state_dict with the option full_state_dict')
+
 def _save_tensors(model, folder):
     from safetensors.torch import save_file
-    module = getattr(model, '_orig_mod', model) # of a compiled one
+    module = _unwrap(model)
+    _check_whole(module)
     tensors = module.state_dict() if hasattr(module, 'state_dict') else module
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder/_TENSORS)
     return dict(made_by=_class_name(module))
@@ -112,6 +133,8 @@ def _save_estimator(model, folder):
 
 def _save_pretrained(model, folder):
     parts = model if isinstance(model, tuple) else (model,)
+    for module in parts:
+        if hasattr(module, 'parameters'): _check_whole(module)
     for part in parts: part.save_pretrained(folder)
     of_library = (c for c in type(parts[0]).__mro__ if c.__module__.startswith('transformers.models.'))
     return dict(made_by=_class_name(parts[0]), loads_as=getattr(next(of_library, None), '__name__', None))
@@ -121,7 +144,6 @@ def _save_files(save, folder):
     return {}
 
 _SAVERS = dict(tensors=_save_tensors, estimator=_save_estimator, pretrained=_save_pretrained, files=_save_files)
-
 
 # %% ../../nbs/32_front.models.ipynb #o04
 class ModelKeeper:
@@ -167,7 +189,6 @@ def _first_line(error):
     text = str(error).strip().partition('\n')[0]
     return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
 
-
 # %% ../../nbs/32_front.models.ipynb #k01
 def model_folder(
     study:Path, # folder of a study
@@ -202,22 +223,28 @@ def _unkept_reasons(study): # folder that a model would have -> why there is non
         if 'not_kept' in r}
 
 # %% ../../nbs/32_front.models.ipynb #l01
-@dataclass
+@dataclass(repr=False)
 class KeptModel:
     "A model of a front, as it was trained."
     record: dict # family, configuration, epoch, utility, …
     model: object # a torch module, or an estimator of scikit-learn
     data: Dataset # of the shape of its inputs, without examples
 
+    def __repr__(self):
+        about = {name: self.record.get(name) for name in ('family', 'dataset', 'epoch', 'utility', 'test', 'joules')}
+        return f"KeptModel({', '.join(f'{k}={v:.4g}' if isinstance(v, float) else f'{k}={v}' for k, v in about.items())})"
+
     def scores(self,
-        inputs, # (n, …) features as in `Dataset.parts`; for a pretrained model also a list of texts
+        inputs, # (n, …) features as in `Dataset.parts`; rows of the table that was studied; for a pretrained model texts
     ) -> np.ndarray: # (n, outputs); of trees, log-probabilities
-        "The scores of examples."
-        if not hasattr(self.model, 'state_dict'): return self._scores_of_trees(np.asarray(inputs))
+        """The scores of examples.
+
+        Raises: `ValueError` for inputs of another kind or shape than those that it was trained with."""
+        features = self._features(self._encode(inputs))
+        if not hasattr(self.model, 'state_dict'): return self._scores_of_trees(features)
         import torch
         from pareto_energy.models.training import _autocast_context, predict_scores
-        features = torch.from_numpy(self._features(inputs))
-        return predict_scores(self.model, features, _autocast_context(self.record['configuration']))
+        return predict_scores(self.model, torch.from_numpy(features), _autocast_context(self.record['configuration']))
 
     def predict(self,
         inputs, # as in `scores`
@@ -230,19 +257,28 @@ class KeptModel:
         classes = scores.argmax(1)
         return np.array(self.data.labels)[classes] if self.data.labels else classes
 
+    def _encode(self, inputs):
+        if not hasattr(inputs, 'columns'): return inputs
+        encoder = self.record['inputs'].get('encoder')
+        if encoder: return encode_rows(encoder, inputs)
+        raise ValueError('These are rows of a table, and how they become numbers was not kept with this model: give an '
+            f'array of {tuple(self.data.shape)} numbers each, as load_dataset has them.')
+
     def _features(self, inputs):
-        if len(inputs) and isinstance(inputs[0], str): return self._read_texts([*inputs])
-        features = np.asarray(inputs)
+        from pareto_energy.models.families import EXTRA_FAMILIES
+        features, family = np.asarray(inputs), self.record['family']
+        wanted = (f"give features of the shape {tuple(self.data.shape)} each, as the parts of its dataset have them, "
+            "in study.own_data.parts['test'][0] or load_dataset(…).parts['test'][0]")
+        if features.dtype.kind in 'OUT': # as they were written
+            if family in EXTRA_FAMILIES and features.ndim == 1: return self._read_texts(features.tolist())
+            raise ValueError(f'{family} does not read texts, nor tables that hold some: {wanted}.')
         if features.shape[1:] != tuple(self.data.shape):
             raise ValueError(f'The inputs have the shape {features.shape[1:]} each, and the model was trained with '
-                f'{tuple(self.data.shape)}.')
+                f'{tuple(self.data.shape)}: {wanted}.')
         return features
 
     def _read_texts(self, texts):
         from pareto_energy.models.families import EXTRA_FAMILIES
-        if self.record['family'] not in EXTRA_FAMILIES:
-            raise ValueError(f"{self.record['family']} was trained with numbers of words: give them as load_dataset has "
-                'them.')
         return EXTRA_FAMILIES[self.record['family']].load().read_texts(texts, self.record['configuration'])
 
     def _scores_of_trees(self, features):
@@ -267,7 +303,8 @@ def load_model(
         raise ValueError(f'{folder} is loaded without build: that is for the weights of a torch module of a loop.')
     if 'form' in record: return KeptLoopModel(record, folder, _LOADERS[record['form']](folder, record, build))
     data = _empty_data(record)
-    model = _load_trees(folder) if (folder/_TREES).exists() else _load_network(folder, record, data)
+    is_estimator = (folder/_TREES).exists()
+    model = _load_estimator(folder, _TRUSTED) if is_estimator else _load_network(folder, record, data)
     return KeptModel(record, model, data)
 
 def _empty_data(record):
@@ -281,19 +318,29 @@ def _empty_data(record):
         target_scale=tuple(inputs['target_scale']))
 
 def _load_network(folder, record, data):
-    from safetensors.torch import load_file
-    model, tensors = build_model(record['family'], record['configuration'], data), load_file(folder/_TENSORS)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    expected = {*model.state_dict()} - frozen
-    if expected != {*tensors}:
-        raise ValueError(f'{folder/_TENSORS} has other tensors than {record["family"]} with its configuration: '
-            f'{sorted(expected ^ {*tensors})[0]} is in one of them alone.')
-    model.load_state_dict(tensors, strict=False)
-    return model.eval()
+    model = build_model(record['family'], record['configuration'], data)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad} # is in no file
+    return _load_module(folder, model, f'{record["family"]} with its configuration', without=frozen)
 
-def _load_trees(folder):
+def _load_module(folder, module, what, without=()):
+    from safetensors.torch import load_file
+    tensors = load_file(folder/_TENSORS)
+    shapes = lambda state: {name: tuple(value.shape) for name, value in state.items() if name not in without}
+    expected, found = shapes(module.state_dict()), shapes(tensors)
+    if expected != found:
+        name = sorted(dict(expected.items() ^ found.items()))[0]
+        raise ValueError(f'{folder/_TENSORS} does not fit {what}: {name} is {found.get(name, "missing")} in the file '
+            f'and {expected.get(name, "missing")} in the module.')
+    module.load_state_dict(tensors, strict=not without)
+    return module.eval()
+
+def _load_estimator(folder, trusted): # types that hold data alone
     import skops.io
-    return skops.io.load(folder/_TREES, trusted=_TRUSTED)
+    unknown = {*skops.io.get_untrusted_types(file=folder/_TREES)} - {*trusted}
+    if unknown:
+        raise ValueError(f'{folder/_TREES} holds untrusted types, {", ".join(sorted(unknown))}: if you trust its '
+            f'source, load it with skops.io.load(path, trusted={sorted(unknown)}).')
+    return skops.io.load(folder/_TREES, trusted=trusted)
 
 # %% ../../nbs/32_front.models.ipynb #m01
 @dataclass
@@ -328,28 +375,9 @@ _HOW_TO_LOAD = dict(
         'best(build=network) or load_model(folder, build=network), or with load_state_dict(kept.tensors)',
     pretrained='load it with from_pretrained(folder) of its own library', files='load it as the loop has saved it')
 
-
 # %% ../../nbs/32_front.models.ipynb #m02
-def _load_module(folder, record, build):
-    if build is None: return None
-    from safetensors.torch import load_file
-    module, tensors = build(record['configuration']), load_file(folder/_TENSORS)
-    shapes = lambda state: {name: tuple(value.shape) for name, value in state.items()}
-    expected, found = shapes(module.state_dict()), shapes(tensors)
-    if expected != found:
-        name = sorted(dict(expected.items() ^ found.items()))[0]
-        raise ValueError(f'{folder/_TENSORS} does not fit the module that build gives: {name} is {found.get(name)} in '
-            f'the file and {expected.get(name)} in the module.')
-    module.load_state_dict(tensors)
-    return module.eval()
-
-def _load_estimator(folder, record, build):
-    import skops.io
-    unknown = {*skops.io.get_untrusted_types(file=folder/_TREES)} - {*_TRUSTED_OF_LOOPS}
-    if unknown:
-        raise ValueError(f'{folder/_TREES} holds untrusted types, {", ".join(sorted(unknown))}: if you trust its '
-            f'source, load it with skops.io.load(path, trusted={sorted(unknown)}).')
-    return skops.io.load(folder/_TREES, trusted=_TRUSTED_OF_LOOPS)
+def _load_built(folder, record, build):
+    return build and _load_module(folder, build(record['configuration']), 'the module that build gives')
 
 def _load_pretrained(folder, record, build):
     if not record['loads_as']: return None
@@ -360,5 +388,5 @@ def _load_pretrained(folder, record, build):
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)): return None
     return kind.from_pretrained(folder, local_files_only=True).eval()
 
-_LOADERS = dict(tensors=_load_module, estimator=_load_estimator, pretrained=_load_pretrained, files=lambda *_: None)
-
+_LOADERS = dict(tensors=_load_built, pretrained=_load_pretrained, files=lambda *_: None,
+    estimator=lambda folder, *_: _load_estimator(folder, _TRUSTED_OF_LOOPS))

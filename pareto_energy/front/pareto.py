@@ -122,7 +122,9 @@ def objectives(
     table:pd.DataFrame, # with columns utility and joules
 ) -> np.ndarray: # (n, 2) utility and log10 J
     "The two objectives."
-    return np.column_stack([table.utility, log_joules(table.joules)]).astype(float)
+    return _stack_objectives(table.utility, table.joules)
+
+def _stack_objectives(utility, joules): return np.column_stack([utility, log_joules(joules)]).astype(float)
 
 # %% ../../nbs/31_front.pareto.ipynb #c08a
 def pareto_front(
@@ -141,7 +143,7 @@ def front_numbers(
     models = [(t.number, row['utility'], row['joules']) for t in trials for row in model_points(t, energy)]
     if not models: return set()
     numbers, utility, joules = map(np.array, zip(*models))
-    on_front = moocore.is_nondominated(np.column_stack([utility, log_joules(joules)]), maximise=[True, False])
+    on_front = moocore.is_nondominated(_stack_objectives(utility, joules), maximise=[True, False])
     return set(numbers[on_front].tolist())
 
 # %% ../../nbs/31_front.pareto.ipynb #c14

@@ -786,8 +786,13 @@ def lightning_callback(
             if counts(trainer): report.pause()
         def on_validation_end(self, trainer, module):
             if not counts(trainer): return
-            report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer), model=module)
+            validated = _validated_module(trainer, module)
+            report(_get_logged(trainer.callback_metrics, metric), epoch=_lightning_epoch(trainer), model=validated)
     return Reporting()
+
+def _validated_module(trainer, module): # its averaged copy under WeightAveraging (Lightning 2.6), as with an EMA
+    averages = [getattr(callback, '_average_model', None) for callback in trainer.callbacks]
+    return next((average.module for average in averages if average is not None), module)
 
 def _lightning_epoch(trainer): # a part of an epoch where validation comes in the middle of one; None: not known
     batches, done = trainer.num_training_batches, trainer.fit_loop.epoch_loop.batch_progress.current.ready

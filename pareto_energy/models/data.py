@@ -72,7 +72,7 @@ def describe_data(
         dataset=data.name, modality=data.modality, shape=' × '.join(map(str, data.shape)), task=data.task,
         outputs=data.outputs, metric=metric_label(data) if data.weights else _DEFAULT_METRIC[data.task], **sizes,
         split=data.card.split, licence=data.card.licence, source=data.card.source,
-        **{name: text for name, text in data.details.items() if name != 'record'})
+        **{name: text for name, text in data.details.items() if name not in ('record', 'encoder')})
 
 # %% ../../nbs/20_models.data.ipynb #c09
 SPLIT_SEED = 2024

@@ -7,6 +7,7 @@ __all__ = ['DataSource']
 
 # %% ../../nbs/26_models.own_data.ipynb #imp
 import hashlib, json, warnings
+from functools import partial
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
@@ -284,21 +285,22 @@ def _kind_of(column, train): # 'number', 'date', 'category', 'text', or why it i
     if text.nunique() > .9*len(text) and text.nunique() > 20: return 'left out: differs in nearly each row'
     return 'category'
 
-def _parse_dates(column):
-    "The dates of a column of text, day or month first; None where a value is no date."
+def _parse_dates(column, orders=(False, True)):
+    "The dates of a column of text, month or day first; None where a value is no date."
     import pandas as pd
     if column.dtype.kind == 'M': return column
     known = column.dropna()
     if known.map(type).ne(str).any() or not known.str.contains(r'\d{4}|\d[-/.:]\d', regex=True).all(): return None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # of a format that is guessed row by row
-        for day_first in (False, True):
+        for day_first in orders:
             dates = pd.to_datetime(column, errors='coerce', dayfirst=day_first)
             if dates.notna().sum() == len(known): return dates
 
-def _expand_dates(column):
+def _expand_dates(column, day_first):
     import pandas as pd
-    dates = _parse_dates(column)
+    dates = pd.to_datetime(column) if column.isna().all() else _parse_dates(column, (day_first,))
+    if dates is None: raise ValueError(f'The column {column.name!r} holds a value that is no date: correct it, or leave it empty.')
     if dates.dt.tz is not None: dates = dates.dt.tz_convert(None)
     days = (dates - pd.Timestamp(0))/pd.Timedelta(days=1)
     parts = dict(days=days, month=dates.dt.month, weekday=dates.dt.day_of_week)
@@ -322,6 +324,20 @@ class EncodedTable:
     features: np.ndarray # (n, columns), float32
     columns: tuple # columns that each column of the table became
     dropped: dict # name of a column that was left out -> why
+    encoder: dict # in JSON: what `encode_rows` needs to encode other rows in the same way
+
+def _of_kind(kinds, kind): return [name for name, k in kinds.items() if k == kind]
+
+def _to_frames(table, kinds, day_first): # numbers with dates, and texts
+    import pandas as pd
+    dates = [_expand_dates(table[name], day_first[name]) for name in _of_kind(kinds, 'date')]
+    numbers = pd.concat([table[_of_kind(kinds, 'number')].astype(float), *dates], axis=1)
+    texts = table[_of_kind(kinds, 'category') + _of_kind(kinds, 'text')].map(str, na_action='ignore').astype(object)
+    return numbers, texts.where(texts.notna(), 'missing')
+
+def _date_orders(table, kinds): # name -> whether the day stands first
+    of = lambda column: next(order for order in (False, True) if _parse_dates(column, (order,)) is not None)
+    return {name: of(table[name]) for name in _of_kind(kinds, 'date')}
 
 def encode_columns(
     table, # a DataFrame of features
@@ -333,12 +349,9 @@ def encode_columns(
     import pandas as pd
     kinds = {name: _kind_of(table[name], train) for name in table}
     dropped = {name: kind.partition(': ')[2] for name, kind in kinds.items() if kind.startswith('left out')}
-    of = lambda kind: [name for name, k in kinds.items() if k == kind]
     if len(dropped) == table.shape[1]: raise ValueError(f'No column is left to learn from: {dropped}.')
-    dates = [_expand_dates(table[name]) for name in of('date')]
-    numbers = pd.concat([table[of('number')].astype(float), *dates], axis=1)
-    texts = table[of('category') + of('text')].map(str, na_action='ignore').astype(object)
-    texts = texts.where(texts.notna(), 'missing')
+    of, orders = partial(_of_kind, kinds), _date_orders(table, kinds)
+    numbers, texts = _to_frames(table, kinds, orders)
     frame = pd.concat([numbers, texts], axis=1)
     encoder = _make_encoder([*numbers], of('category'), of('text')).fit(frame.iloc[train])
     features = encoder.transform(frame).astype(np.float32)
@@ -348,7 +361,66 @@ def encode_columns(
     groups = [encoder.get_feature_names_out()[single:single + widths[1]].tolist()] if one_hot is not None else []
     each = [sum(name.startswith(f'onehotencoder__{c}_') for name in groups[0])
         for c in of('category')] if groups else []
-    return EncodedTable(features, (*[1]*single, *each, *[1]*sum(widths[2:-1])), dropped)
+    about = _describe_encoder(encoder, {name: k for name, k in kinds.items() if name not in dropped}, orders)
+    return EncodedTable(features, (*[1]*single, *each, *[1]*sum(widths[2:-1])), dropped, about)
+
+def _describe_encoder(encoder, kinds, orders):
+    parts, about = encoder.named_transformers_, dict(kinds=kinds, day_first=orders, gaps=[], options=[], words=[])
+    if 'number' in kinds.values() or 'date' in kinds.values():
+        imputer, scaler = (step for _, step in parts['pipeline'].steps)
+        about |= dict(median=imputer.statistics_.tolist(), mean=scaler.mean_.tolist(), deviation=scaler.scale_.tolist())
+        if imputer.indicator_: about['gaps'] = imputer.indicator_.features_.tolist()
+    if 'category' in kinds.values():
+        one_hot = parts['onehotencoder']
+        for options, rare in zip(one_hot.categories_, one_hot.infrequent_categories_):
+            common = [o for o in options.tolist() if rare is None or o not in rare]
+            about['options'].append(dict(common=common, others=rare is not None))
+    texts = [part for name, part in parts.items() if name.startswith('tfidfvectorizer')]
+    about['words'] = [dict(words={w: int(i) for w, i in t.vocabulary_.items()}, idf=t.idf_.tolist()) for t in texts]
+    return about
+
+# %% ../../nbs/26_models.own_data.ipynb #e03
+def encode_rows(
+    encoder:dict, # of an `EncodedTable`
+    table, # a DataFrame with the columns of the features; others are ignored
+) -> np.ndarray: # (n, columns), float32
+    """Rows of a table as the numbers that a model was trained with.
+
+    Raises: ValueError that names a column that is missing, or holds what it did not in training."""
+    table = table.rename(columns=str).reset_index(drop=True)
+    missing = [name for name in encoder['kinds'] if name not in table]
+    if missing:
+        raise ValueError(f"The rows have no column {missing[0]!r}: the model was trained with {', '.join(encoder['kinds'])}.")
+    for name in _of_kind(encoder['kinds'], 'number'): _check_numbers(table[name])
+    numbers, texts = _to_frames(table, encoder['kinds'], encoder['day_first'])
+    columns = [texts[name] for name in texts]
+    parts = [_scale_numbers(encoder, numbers.to_numpy(float))] if 'median' in encoder else []
+    parts += [_one_hot(column, **options) for column, options in zip(columns, encoder['options'])]
+    parts += [_weigh_words(column, **words) for column, words in zip(columns[len(encoder['options']):], encoder['words'])]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+def _check_numbers(column):
+    import pandas as pd
+    wrong = column.notna() & pd.to_numeric(column, errors='coerce').isna()
+    if not wrong.any(): return
+    row = _first_row(column, wrong)
+    raise ValueError(f'The column {column.name!r} holds {column.iloc[row - 1]!r} in row {row}: the model was trained with '
+        'numbers there. Correct it, or leave it empty.')
+
+def _scale_numbers(encoder, values):
+    gaps = np.isnan(values)
+    filled = np.where(gaps, encoder['median'], values)
+    return (np.concatenate([filled, gaps[:, encoder['gaps']]], axis=1) - encoder['mean'])/encoder['deviation']
+
+def _one_hot(column, common, others):
+    found = column.to_numpy()[:, None] == np.array(common, object)
+    return np.concatenate([found, ~found.any(axis=1, keepdims=True)], axis=1) if others else found
+
+def _weigh_words(column, words, idf):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    vectorizer = TfidfVectorizer(vocabulary=words)
+    vectorizer.idf_ = np.array(idf)
+    return vectorizer.transform(column).toarray()
 
 # %% ../../nbs/26_models.own_data.ipynb #p01
 def split_source(
@@ -560,7 +632,7 @@ def _encode(raw, train, codes, task):
         if leaks: warnings.warn(f"{', '.join(leaks)} predicts the target alone: is it known before the target is? "
             'If not, leave it out with drop.', stacklevel=3)
         found = {'left out': left_out, 'suspected leaks': ', '.join(leaks)}
-        return encoded.features, dict(columns=encoded.columns), found
+        return encoded.features, dict(columns=encoded.columns), found | dict(encoder=encoded.encoder)
     if raw.modality == 'text':
         features, vocabulary = encode_text([*map(words_of, _texts_of(raw))], train)
         return features, dict(vocabulary=vocabulary), {}
@@ -618,7 +690,7 @@ def find_data(
         return dataset, dataset.details['record']
     record = source_record(source)
     if is_dataset_name(source.data):
-        _refuse_columns(source)
+        _check_named(source)
         return load_dataset(source.data), record
     path = prepared_path(record['name'], folder)
     dataset = read_prepared(path) if path in kept else None
@@ -627,6 +699,12 @@ def find_data(
     if before.get('content', record['content']) == record['content']: return _prepare_with_record(source, record)
     raise ValueError(f"{record.get('file', 'The data')} is not what the study in {folder} was made with: its content "
         'differs. Give the study another name, put the old data back, or begin again with restart=True.')
+
+def _check_named(source): # a dataset of the package
+    _refuse_columns(source)
+    if source.rows:
+        raise ValueError(f'{source.data} is used whole, and rows takes a sample of data of your own: leave rows out, or '
+            'give a file of its rows.')
 
 def _recorded_data(folder): # in the record of a study that has trials
     path = folder/'study.json'

@@ -171,7 +171,7 @@ def plot_savings(
 # %% ../../nbs/64_report.figures.ipynb #sd1
 def _drawn_saving(table, within): # one row; none where no cheaper point is within the loss
     scale, best = metric_scale(table), on_front(table).iloc[-1]
-    words = lambda r: f'{r.saved:.0f} % less energy\nfor {r.given_up:.1f} {scale.losses}'
+    words = lambda r: f'{r.saved:.0f} % less\nenergy for {r.given_up:.1f}\n{scale.losses} less'
     rows = [dict(joules=r.joules, utility=scale.sign*(best.test - r.given_up/scale.factor),
         best_joules=best.joules, best_utility=scale.sign*best.test, words=words(r))
         for r in savings_within(table, (within,)).itertuples()]
@@ -196,7 +196,7 @@ def _saving_panel(points, saving, families, label, scale):
         saving.mark_rule(**dashed).encode(alt.X('best_joules:Q'), y2='best_utility:Q'),
         saving.mark_point(shape='triangle-left', filled=True, size=50, color='#333', opacity=1, xOffset=9),
         saving.mark_text(lineBreak='\n', fontSize=11, align='right', baseline='bottom').encode(
-            alt.XValue('width'), alt.YValue(_SAVING_HEIGHT - 20), text='words:N')).properties(height=_SAVING_HEIGHT)
+            alt.XValue('width'), alt.YValue(_SAVING_HEIGHT - 33), text='words:N')).properties(height=_SAVING_HEIGHT)
 
 # %% ../../nbs/64_report.figures.ipynb #sd2
 def plot_drawn_savings(

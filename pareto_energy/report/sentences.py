@@ -117,15 +117,24 @@ def marginal_cost_sentence(
 def _saved_share(row):
     return f'{row.saved:.1f} %' if math.isnan(row.saved_ci) else f'{row.saved:.1f} ± {row.saved_ci:.1f} %'
 
+def _saves(row): return 'saves' if row.saved > row.saved_ci else 'may save'
+
+def _compared(row, scale): # with a dearer point, where it gives up no more than chance
+    difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
+    compared = 'is no worse' if -row.given_up > row.given_up_ci else "can't be told from it"
+    return f'{compared} ({difference} {scale.losses})'
+
+def _loss_clause(row, scale):
+    if row.given_up > 0: return f'gave up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses}'
+    return _compared(row, scale)
+
 def _saving_clause(row, scale):
     "What a cheaper point saves, hedged where an interval holds zero, or there is none."
-    saves = f"{'saves' if row.saved > row.saved_ci else 'may save'} {_saved_share(row)} of its {scale.energy.name}"
+    saves = f'{_saves(row)} {_saved_share(row)} of its {scale.energy.name}'
     model = f'{row.family}, {format_rounded(row.joules)} {scale.energy.unit}'
     if row.given_up > row.given_up_ci:
         return f'giving up {scale.difference(row.given_up, row.given_up_ci)} {scale.losses} ({model}) {saves}'
-    difference = scale.difference(-scale.sign*row.given_up, row.given_up_ci, signed=True)
-    compared = 'is no worse' if -row.given_up > row.given_up_ci else "can't be told from it"
-    return f'a cheaper one ({model}) {compared} ({difference} {scale.losses}) and {saves}'
+    return f'a cheaper one ({model}) {_compared(row, scale)} and {saves}'
 
 def _seeds_clause(table): # where fresh seeds failed, or ended before their epoch
     t = on_front(table)
@@ -163,9 +172,9 @@ def savings_sentence(
     if rows.empty:
         allowed = f'{allowed_losses(table)[-1]:g} {scale.losses}'
         return f'On {name} no cheaper point of the front is within {allowed} of the best.'
-    clause = lambda r: (f'the cheapest within {r.allowed:g} {scale.losses} of it is the {r.family} at '
-        f'{format_rounded(r.joules)} {scale.energy.unit}, which gave up {scale.difference(r.given_up, r.given_up_ci)} {scale.losses} '
-        f'and saves {_saved_share(r)}')
+    losses = lambda r: 'point' if r.allowed == 1 and scale.unit == '%' else scale.losses
+    clause = lambda r: (f'the cheapest within {r.allowed:g} {losses(r)} of it is the {r.family} at '
+        f'{format_rounded(r.joules)} {scale.energy.unit}, which {_loss_clause(r, scale)} and {_saves(r)} {_saved_share(r)}')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
 
 # %% ../../nbs/61_report.sentences.ipynb #rs1
@@ -186,14 +195,28 @@ def recommendation_sentence(
 def _other_lives(table, rule, scale):
     "From how many predictions on another model is chosen."
     if rule.energy_at_most is not None or table.inference.isna().any(): return ''
-    changes = choices_by_life(table, rule)
-    if len(changes) < 2: return 'It is so for lives of any length.' if len(changes) else ''
-    answers = scale.energy.answers
-    clauses = [f'from {format_rounded(r.start)} {answers} on the {r.model} (trained with {format_rounded(r.joules)} J)'
-        for r in changes[1:].itertuples()]
-    first = changes.iloc[0]
-    return (f'Over a life, the choice is the {first.model} (trained with {format_rounded(first.joules)} J) at first, '
-        f"{', '.join(clauses)}.")
+    found, answers = choices_by_life(table, rule), scale.energy.answers
+    if len(found) < 2: return 'It is so for lives of any length.' if len(found) else ''
+    changes = _clear_changes(found)
+    unclear = '' if len(changes) == len(found) else ' Other changes are within the intervals.'
+    if len(changes) == 1: return 'No other choice is clearly better for lives of another length.'
+    trained = [f'the {r.model} (trained with {_telling(r.joules, changes.joules)} J)' for r in changes.itertuples()]
+    clauses = [f'from {format_rounded(n)} {answers} on {model}' for n, model in zip(changes.start[1:], trained[1:])]
+    return f"Over a life, the choice is {trained[0]} at first, {', '.join(clauses)}.{unclear}"
+
+def _clear_changes(changes):
+    "The changes to a model whose accuracy or inference can be told from that of the one before."
+    kept = [changes.iloc[0]]
+    for _, row in changes[1:].iterrows():
+        clear = lambda what, before=kept[-1]: abs(row[what] - before[what]) > np.nan_to_num(
+            math.hypot(row[f'{what}_ci'], before[f'{what}_ci']))
+        if clear('inference') or (row.test > kept[-1].test and clear('test')): kept.append(row)
+    return pd.DataFrame(kept)
+
+def _telling(joules, others): # in as many digits as tell it from the others
+    texts = [[f'{x:,.{digits}g}' for x in {joules, *others}] for digits in (2, 3, 4)]
+    short = next((t for t in texts if len({*t}) == len(t)), texts[-1])
+    return format_rounded(joules) if short is texts[0] else f"{joules:,.{3 if short is texts[1] else 4}g}"
 
 # %% ../../nbs/61_report.sentences.ipynb #oe1
 def other_energy_sentence(

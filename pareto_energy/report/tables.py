@@ -66,7 +66,9 @@ def without_drift(
 # %% ../../nbs/60_report.tables.ipynb #d04p
 def format_rounded(x:float) -> str:
     "Format a number to two digits, without exponent."
-    return f'{x:.1e}' if 0 < abs(x) < 1e-9 or abs(x) >= 1e15 else f"{float(f'{x:.2g}'):,.10g}"
+    if 0 < abs(x) < 1e-9 or abs(x) >= 1e15: return f'{x:.1e}'
+    if 1e-5 <= abs(x) < 1e-4: return f'{x:.6f}'.rstrip('0')
+    return f"{float(f'{x:.2g}'):,.10g}"
 
 def format_interval(
     value:float,
@@ -503,7 +505,7 @@ def choices_by_life(
     table:pd.DataFrame, # from `front_table`, of one dataset
     rule:Rule,
     lives=np.logspace(0, 12, 241), # numbers of predictions
-) -> pd.DataFrame: # from (predictions), model: where the choice changes
+) -> pd.DataFrame: # start (predictions), model, joules of training, test and inference: where the choice changes
     "Which model a rule chooses over lives of different lengths."
     rows = []
     for n, front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
@@ -511,8 +513,10 @@ def choices_by_life(
         except ValueError: continue
         model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name
         if not rows or rows[-1]['key'] != model: rows.append(dict(start=n, key=model, row=row))
-    return pd.DataFrame([dict(start=r['start'], model=model_names(r['row'].to_frame().T).iloc[0], joules=r['row'].training,
-        test=r['row'].test) for r in rows], columns=['start', 'model', 'joules', 'test'])
+    named = lambda row: dict(model=model_names(row.to_frame().T).iloc[0], joules=row.training, test=row.test,
+        test_ci=row.test_ci, inference=row.inference, inference_ci=row.inference_ci)
+    columns = ['start', 'model', 'joules', 'test', 'test_ci', 'inference', 'inference_ci']
+    return pd.DataFrame([dict(start=r['start'], **named(r['row'])) for r in rows], columns=columns)
 
 # %% ../../nbs/60_report.tables.ipynb #mp1
 def cheapest_by_life(

@@ -241,7 +241,8 @@ def check_device(
     present = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     if missing := {kind for kind in kinds if not present.get(kind)}:
         seen = ', '.join(d for d, found in present.items() if found)
-        raise ValueError(f"The device {', '.join(missing)} is not there: torch {torch.__version__} sees {seen}.")
+        raise ValueError(f"The device {', '.join(missing)} is not there: torch {torch.__version__} sees {seen}. Bring its "
+            'driver and a build of torch for it, or name another one, as in -p device=cpu.')
     if len(names) > 1 and kinds != {'cuda'}:
         raise ValueError(f'The device {device} mixes kinds: name GPUs alone, as in cuda:0,cuda:1.')
     if families and (device == 'all' or len(names) > 1):

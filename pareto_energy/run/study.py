@@ -33,8 +33,7 @@ from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
 from .settings import RETRAIN_SEED_START, StudySettings, check_device, check_settings, check_unchanged, save_settings
 from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
-    read_reference_machine, retrain,
-    suggest, train_family, train_trial)
+    read_reference_machine, restore_gpu_limits, retrain, suggest, train_family, train_trial, try_gpu_limits)
 
 # %% ../../nbs/53_run.study.ipynb #c06
 @dataclass
@@ -657,6 +656,39 @@ class _StudyRun:
                 self.watch(list(self.log.trials.values()))
                 yield job
 
+# %% ../../nbs/53_run.study.ipynb #gl2
+def _gpu_options(study): # gpu_power_limit, gpu_clock or both -> the values that are searched
+    spaces = study.spaces.values()
+    options = {name: {v for s in spaces for v in _values_in(s, name)} for name in GPU_SETTINGS}
+    return {name: sorted(values) for name, values in options.items() if values}
+
+@contextmanager
+def _kept_gpu_limits(study, options):
+    """Put back power limits and clocks when a study that searches them ends, however it does.
+
+    Raises: MeterError where one of them cannot be set."""
+    check_gpu_limits(study.measurement.metered, options)
+    study.limits = GpuLimits(study.measurement.metered)
+    try: yield
+    finally: study.limits.restore(options)
+
+@contextmanager
+def _kept_gpu_limits_of_workers(study, options, executor):
+    """The same on each machine of a cluster.
+
+    Raises: MeterError that names the machine where one of them cannot be set."""
+    found = executor.everywhere(try_gpu_limits, study.measurement, options)
+    watts = {machine: milliwatts for of_worker in found.values() for machine, milliwatts in of_worker.items()}
+    try: yield
+    finally: executor.everywhere(restore_gpu_limits, study.measurement, [*options], watts)
+
+def _values_in(space, name):
+    p = space.get(name)
+    if p is None: return [space.fixed[name]] if name in space.fixed else []
+    if not p.system:
+        raise ValueError(f'{name} changes joules alone: declare it so, as in Ordinal([300, 500], system=True).')
+    return getattr(p, 'options', None) or [p.low, p.high]
+
 # %% ../../nbs/53_run.study.ipynb #c22r
 def run_study(
     study:FamilyStudy,
@@ -689,28 +721,6 @@ def _one_study_at_a_time():
     try: yield
     finally: _RUNNING.release()
 
-@contextmanager
-def _kept_gpu_limits(study):
-    """Put back power limits and clocks when a study that searches them ends, however it does.
-
-    Raises: MeterError where one of them cannot be set."""
-    spaces = study.spaces.values()
-    options = {name: {v for s in spaces for v in _values_in(s, name)} for name in GPU_SETTINGS}
-    options = {name: sorted(values) for name, values in options.items() if values}
-    if options:
-        check_gpu_limits(study.measurement.metered, options)
-        study.limits = GpuLimits(study.measurement.metered)
-    try: yield
-    finally:
-        if options: study.limits.restore(options)
-
-def _values_in(space, name):
-    p = space.get(name)
-    if p is None: return [space.fixed[name]] if name in space.fixed else []
-    if not p.system:
-        raise ValueError(f'{name} changes joules alone: declare it so, as in Ordinal([300, 500], system=True).')
-    return getattr(p, 'options', None) or [p.low, p.high]
-
 def _run_rest(study, join, client, watch, workers):
     with ExitStack() as stack:
         stack.enter_context(_one_study_at_a_time())
@@ -722,7 +732,9 @@ def _run_rest(study, join, client, watch, workers):
         own = DaskExecutor(client, workers) if client else make_executor(study, interruption.interrupted)
         executor = stack.enter_context(own)
         run = _StudyRun(study, log, executor, watch=watch, interrupted=interruption.stop_requested, join=join)
-        if not client: stack.enter_context(_kept_gpu_limits(study))
+        if options := _gpu_options(study):
+            kept = _kept_gpu_limits_of_workers(study, options, executor) if client else _kept_gpu_limits(study, options)
+            stack.enter_context(kept)
         run.run()
     if run.should_stop() and not is_complete(study, log.trials):
         planned = len(study.searches)*study.trials

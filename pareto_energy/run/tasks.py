@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/52_run.tasks.ipynb #imp
-import math
+import math, platform
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 import torch
 from ..energy.meter import MeterError, measure_idle, read_calibration
-from ..energy.counters import get_meter, gpu_limits
+from ..energy.counters import GpuLimits, check_gpu_limits, get_meter, gpu_limits
 from ..energy.calibration import ReferenceMachine, calibrated_meter, measure_machine
 from ..models.data import load_dataset
 from ..models.deployment import parse_deployments
@@ -50,6 +50,29 @@ def label_and_machine(measurement:MeasurementSettings) -> tuple: # label and mac
 def read_reference_machine(measurement:MeasurementSettings) -> ReferenceMachine:
     "Read the calibration workload here, for other machines to be calibrated with."
     return measure_machine(measurement.metered)
+
+# %% ../../nbs/52_run.tasks.ipynb #g02
+def try_gpu_limits(
+    measurement:MeasurementSettings,
+    options:dict, # as in `energy.counters.check_gpu_limits`
+) -> dict: # name of this machine -> milliwatts of its GPUs, as they are
+    """Try the power limits and clocks of a study here.
+
+    Raises: MeterError that names this machine, where one cannot be set."""
+    try:
+        check_gpu_limits(measurement.metered, options)
+        return {platform.node(): GpuLimits(measurement.metered).watts}
+    except MeterError as e: raise MeterError(f'On {platform.node()}: {e}') from e
+
+def restore_gpu_limits(
+    measurement:MeasurementSettings,
+    names, # gpu_power_limit, gpu_clock or both
+    watts:dict, # from `try_gpu_limits` of all machines
+):
+    "Put back power limits and clocks, which a worker that died could not do."
+    limits = GpuLimits(measurement.metered)
+    limits.watts = watts[platform.node()]
+    limits.restore(names)
 
 # %% ../../nbs/52_run.tasks.ipynb #a02
 @cache

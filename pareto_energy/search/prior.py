@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/45_search.prior.ipynb #imp
 import json, math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 import moocore
 import numpy as np
@@ -182,6 +182,10 @@ class Expectation:
             f'{self.energy.name} ({self.energy.unit})': span(row, 'joules', joules),
             'cheapest there': row.families} for _, row in self.front.iterrows()])
 
+    @cached_property
+    def _coverage(self): # of the intervals, which takes seconds
+        return interval_coverage(read_published().of_task(self.traits.task), self.energy)
+
     @property
     def sentences(self): # what the table means, how far it can be relied on
         summary, traits = read_published(), self.traits
@@ -189,7 +193,7 @@ class Expectation:
         same = [d.name for d in datasets if d.traits.modality == traits.modality]
         kin = f"{len(same)} of them of the same modality ({', '.join(same)})" if same else (
             f'none of them of {traits.modality} data, so these may differ more than the intervals say')
-        held = interval_coverage(datasets, self.energy)
+        held = self._coverage
         return [f'{self.name}: {traits.task} of {traits.modality} data, {traits.examples} examples in the training part, '
             f'{traits.classes} classes. The best constant prediction has {self.metric} {traits.constant:.3f}.',
             f'Expected from {len(datasets)} published datasets, {kin}. Nothing was trained.',
@@ -304,6 +308,8 @@ class _Portfolio:
         for i, (p, _) in self.known(predictions): self.points[i] = np.vstack([self.points[i], p])
 
 # %% ../../nbs/45_search.prior.ipynb #w05
+def _serving(traits, datasets): return [d for d in datasets if relevance(traits, d.traits)] # data of these traits
+
 def build_portfolio(
     traits:DataTraits, # of new data
     spaces:dict, # family -> Space of the new search
@@ -314,7 +320,7 @@ def build_portfolio(
 ) -> list: # of (family, configuration, epochs), cheapest first
     "The runs that cover most of the published fronts for their joules."
     grid = epoch_grid(epochs)
-    serving = [d for d in datasets if relevance(traits, d.traits) and {*d.families} & {*spaces}]
+    serving = [d for d in _serving(traits, datasets) if {*d.families} & {*spaces}]
     curves = [RecordedCurves(d, spaces, grid, energy) for d in serving]
     curves = [c for c in curves if c.trials]
     candidates = []
@@ -353,9 +359,10 @@ def published_start(
     datasets = read_published().datasets if datasets is None else datasets
     is_joint = isinstance(space, JointSpace)
     named = lambda family, c: dict(family=family, configuration=c) if is_joint else c
-    runs = build_portfolio(traits, spaces, datasets, n=n, epochs=epochs, energy=energy)
-    serving = sorted((d for d in datasets if relevance(traits, d.traits)), key=lambda d: -relevance(traits, d.traits))
-    trials = [t for d in serving for t in _rescaled(d, traits.constant) if t.family in spaces]
+    serving = _serving(traits, datasets)
+    runs = build_portfolio(traits, spaces, serving, n=n, epochs=epochs, energy=energy)
+    nearest = sorted(serving, key=lambda d: -relevance(traits, d.traits))
+    trials = [t for d in nearest for t in _rescaled(d, traits.constant) if t.family in spaces]
     return dict(enqueued=tuple(Suggestion(named(family, c), 'portfolio', e) for family, c, e in runs),
         prior_trials=prior_trials(trials, '', space)[:_N_DATASETS])
 
