@@ -140,11 +140,17 @@ def front_numbers(
     energy:EnergyObjective=TRAINING, # the energy that counts
 ) -> set: # of numbers
     "The trials that have a model on the front."
-    models = [(t.number, row['utility'], row['joules']) for t in trials for row in model_points(t, energy)]
+    models = [_utility_and_joules(t, energy) for t in trials]
     if not models: return set()
-    numbers, utility, joules = map(np.array, zip(*models))
+    utility, joules = (np.concatenate(parts) for parts in zip(*models))
     on_front = moocore.is_nondominated(_stack_objectives(utility, joules), maximise=[True, False])
+    numbers = np.repeat([t.number for t in trials], [len(utility) for utility, _ in models])
     return set(numbers[on_front].tolist())
+
+def _utility_and_joules(trial, energy): # one value for each model
+    if not energy.uses_inference: return trial.run['utility'], trial.run['joules']
+    rows = model_points(trial, energy)
+    return [row['utility'] for row in rows], [row['joules'] for row in rows]
 
 # %% ../../nbs/31_front.pareto.ipynb #c14
 def hypervolume(
