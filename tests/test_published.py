@@ -7,12 +7,15 @@ from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import yaml
 
 from pareto_energy.run.study import FamilyStudy, run_study, study_status
 from pareto_energy.front.log import read_study
+from pareto_energy.report.comparison import progress_over_families
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT/'data/published'
@@ -127,3 +130,11 @@ def test_published_logs_keep_their_label_and_tell_the_measured_share(name, label
     from pareto_energy.api import load_study
     study = load_study(f'published/{name}')
     assert {t.label for t in study.trials_so_far} == {'estimated'} and study.label == label
+
+
+def test_separate_searches_beside_joint_ones_are_those_of_the_thesis_study():
+    kept = pd.read_csv(PUBLISHED/'search/joint/live.csv').query('search == "separate" and dataset == "digits"')
+    trials, ref_points, _ = read_study('published/thesis')
+    progress = progress_over_families([t for t in trials if t.strategy == 'trajectory' and t.dataset == 'digits'], ref_points)
+    assert len(kept) == len(progress) and (kept.seed.to_numpy() == progress.seed.to_numpy()).all()
+    for column in ('spent', 'hypervolume'): np.testing.assert_allclose(kept[column], progress[column], rtol=1e-4)
