@@ -287,7 +287,8 @@ def _sample_sums(): # BoTorch 0.18 has features of single kernels only
         def forward(self, x): return torch.cat([features(x) for features in self.maps], -1)
 
     @GenKernelFeatures.register(AdditiveKernel)
-    def sum_features(kernel, **sizes): return SumFeatures([gen_kernel_features(part, **sizes) for part in kernel.kernels])
+    def sum_features(kernel, **sizes):
+        return SumFeatures([gen_kernel_features(part, **sizes) for part in kernel.kernels])
 
 # %% ../../nbs/41_search.surrogate.ipynb #h03
 _REFIT_GROWTH = 1.1 # of the finished trials, until the hyperparameters are fitted again
