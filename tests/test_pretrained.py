@@ -226,7 +226,9 @@ def test_trees_are_kept_without_pickle(home, monkeypatch):
     explained = 1 - np.mean((model.scores(features)[:, 0] - targets)**2)/targets.var()
     assert explained == pytest.approx(model.record['test'], abs=1e-6) and 20 < model.predict(features).mean() < 80
     with pytest.raises(ValueError, match=r'The inputs have the shape \(3,\) each, and the model was trained with \(10,\)'): model.predict(features[:, :3])
-    with pytest.raises(ValueError, match='gbdt does not read texts, nor tables that hold some'): model.predict(table.assign(city='Leeds'))
+    with pytest.raises(ValueError, match='gbdt does not read texts, nor tables that hold some'): model.predict(['Leeds'])
+    assert np.array_equal(model.predict(table.assign(city='Leeds')), model.predict(table)) # a column that was not studied
+    with pytest.raises(ValueError, match='column'): model.predict(table.drop(columns=table.columns[0]))
     (folder/'model.skops').write_bytes(hostile_skops())
     with pytest.raises(Exception, match='(?i)untrusted'): load_model(folder)
 
