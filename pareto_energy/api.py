@@ -74,7 +74,7 @@ class WithModels:
     def best(self,
         dataset:str|None=None, # where the study has several
         build=None, # function of a configuration, which makes the torch module of a loop of yours
-        **rule, # within, utility_at_least or energy_at_most; none: the knee
+        **rule, # within, utility_at_least or energy_at_most; none: within one point
     ): # as from `front.models.load_model`
         """The model that `recommend` names, ready to predict, where the study kept its models.
 
@@ -136,7 +136,7 @@ class Results(WithModels):
         return [*of_fronts, expected_return_sentence(expected_returns(trials)), energy_time_sentence(trials)]
 
     def recommend(self,
-        **rule, # within, utility_at_least or energy_at_most; none: the knee
+        **rule, # within, utility_at_least or energy_at_most; none: within one point
     ) -> list: # a sentence for each dataset
         """Which model to take, why, and for which lives.
 

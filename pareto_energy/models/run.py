@@ -541,6 +541,7 @@ def run_trainer(
 def _spare_existing_objects(meter):
     "Keep Python's garbage collection, while a training is metered, from what existed before it."
     if meter.label != 'simulated': gc.collect()
+    if gc.get_freeze_count(): return (yield) # a child process has frozen what it began with
     gc.freeze()
     try: yield
     finally: gc.unfreeze()

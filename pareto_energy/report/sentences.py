@@ -189,7 +189,7 @@ def recommendation_sentence(
     except ValueError as e: return f'On {name} {e}'
     family = model_names(row.to_frame().T).iloc[0]
     text = (f'On {name} take the {family} with {scale.name} {scale.value(row.test, row.test_ci)} at '
-        f'{format_rounded(row.joules)} {scale.energy.unit}, {rule.reason(scale, knee(table) is not None)}.')
+        f'{format_rounded(row.joules)} {scale.energy.unit}, {rule.reason(table)}.')
     return ' '.join(filter(None, (text, _other_lives(table, rule, scale))))
 
 def _other_lives(table, rule, scale):

@@ -383,10 +383,10 @@ def knee(
 # %% ../../nbs/60_report.tables.ipynb #rc1
 @dataclass(frozen=True)
 class Rule:
-    """By which one model of a front is chosen: one of the three, or the knee.
+    """By which one model of a front is chosen: one of the three, by default within one point.
 
     Raises: ValueError for more than one, or a value that is no number."""
-    within: float|None = None # percentage points, or in the unit of the metric
+    within: float|None = None # percentage points, or in the unit of the metric; None: the middle of `allowed_losses`
     utility_at_least: float|None = None # as the metric reports it
     energy_at_most: float|None = None # joules of the energy that counts
 
@@ -410,17 +410,9 @@ class Rule:
         if self.utility_at_least is not None:
             least = scale.sign*self.utility_at_least
             return self._first(t[t.test >= least], f'reaches {scale.value(least, math.nan)}')
-        bend = knee(table) if self.within is None and len(t) > 2 else None
-        if bend is not None: return bend
-        return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= self._loss + 1e-9], 'is left')
+        return self._first(t[scale.factor*(t.test.iloc[-1] - t.test) <= self._loss(table) + 1e-9], 'is left')
 
-    @property
-    def _loss(self): return 1. if self.within is None else self.within # where the front has no knee
-
-    @property
-    def needs_only_the_order(self)->bool:
-        "Whether the choice changes only where two models change places in energy."
-        return self.within is not None or self.utility_at_least is not None
+    def _loss(self, table): return allowed_losses(table)[1] if self.within is None else self.within
 
     def _first(self, rows, what): return self._last(rows[:1], what)
     def _last(self, rows, what):
@@ -428,15 +420,14 @@ class Rule:
         raise ValueError(f'no model of the front {what}: ask for less, or search for longer.')
 
     def reason(self,
-        scale:MetricScale,
-        at_knee:bool, # whether the front has a knee
+        table:pd.DataFrame, # from `front_table`, of one dataset
     ) -> str:
         "Why the model is chosen."
+        scale, loss = metric_scale(table), self._loss(table)
         if self.energy_at_most is not None: return f'the best that takes at most {self.energy_at_most:g} {scale.energy.unit}'
         if self.utility_at_least is not None:
             return f'the cheapest that reaches {scale.value(scale.sign*self.utility_at_least, math.nan)}'
-        if self.within is None and at_knee: return 'the one at the knee of the front'
-        return f'the cheapest within {self._loss:g} {scale.losses} of the best'
+        return f'the cheapest within {loss:g} {"point" if loss == 1 and scale.unit == "%" else scale.losses} of the best'
 
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(
@@ -508,7 +499,7 @@ def choices_by_life(
 ) -> pd.DataFrame: # start (predictions), model, joules of training, test and inference: where the choice changes
     "Which model a rule chooses over lives of different lengths."
     rows = []
-    for n, front in _fronts_by_life(table, (0., *lives), rule.needs_only_the_order):
+    for n, front in _fronts_by_life(table, (0., *lives), only_new_orders=rule.energy_at_most is None):
         try: row = rule.choose(front)
         except ValueError: continue
         model = (row.trial, row.epochs, row.get('deployment', DEFAULT_DEPLOYMENT)) if 'trial' in row else row.name

@@ -6,7 +6,7 @@
 __all__ = ['Executor', 'InProcessExecutor', 'WorkerDied', 'SubprocessExecutor', 'DaskExecutor']
 
 # %% ../../nbs/50_run.executors.ipynb #imp
-import faulthandler, math, multiprocessing, os, re, shutil, signal, tempfile, threading, time
+import faulthandler, gc, math, multiprocessing, os, re, shutil, signal, tempfile, threading, time
 from os import _exit as exit_process # a loop under way has os._exit replaced
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -128,7 +128,11 @@ def _end_with_parent(parent):
     while os.getppid() == parent: time.sleep(.2)
     exit_process(1)
 
-def _call(task): task()
+def _prepare_child(prepare):
+    "Prepare a child; what it then holds is never garbage, and no collection needs to look through it."
+    prepare()
+    gc.collect()
+    gc.freeze()
 
 def _in_child(path, seconds, memory, task, *args):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +174,7 @@ class SubprocessExecutor(Executor):
         self.pool = ProcessPoolExecutor(max_workers=1, timeout=None, initializer=_begin_child,
             initargs=(str(self.report), os.getpid()),
             env=dict(LOKY_MAX_MEMORY_LEAK_SIZE='1e18'))
-        self.pool.submit(_call, self.prepare).result()
+        self.pool.submit(_prepare_child, self.prepare).result()
 
     def submit(self, task, *args) -> Future: # done
         "Run a task in the child, and wait for it."

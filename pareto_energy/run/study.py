@@ -33,7 +33,7 @@ from ..search.transfer import prior_trials, warm_start_runs
 from .executors import DaskExecutor, InProcessExecutor, SubprocessExecutor, WorkerDied, check_sendable
 from .settings import RETRAIN_SEED_START, StudySettings, check_device, check_settings, check_unchanged, save_settings
 from .tasks import (MeasurementSettings, label_and_machine, measure_machine_state, preload_data,
-    read_reference_machine, restore_gpu_limits, retrain, suggest, train_family, train_trial, try_gpu_limits)
+    prepare_process, read_reference_machine, restore_gpu_limits, retrain, suggest, train_family, train_trial, try_gpu_limits)
 
 # %% ../../nbs/53_run.study.ipynb #c06
 @dataclass
@@ -574,7 +574,7 @@ def make_executor(
     seconds = None
     if study.deadline is not None:
         seconds = LOADING_SECONDS + study.max_seconds + (study.repeats + 1)*study.deadline
-    return SubprocessExecutor(partial(label_and_machine, study.measurement), seconds=seconds,
+    return SubprocessExecutor(partial(prepare_process, study.measurement), seconds=seconds,
         memory=study.max_memory_gb,
         meter=study.measurement.metered, unbound=(label_and_machine, measure_machine_state),
         first={train_trial: preload_data, retrain: preload_data})

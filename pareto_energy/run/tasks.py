@@ -81,6 +81,13 @@ def import_for_suggestions():
     torch.broadcast_shapes((1,), (1,))
     sobol_points(Space(x=Float(0., 1.)), 1, 0)
 
+def prepare_process(
+    measurement:MeasurementSettings,
+):
+    "What a process does once, before its first task: import, open its meter."
+    import_for_suggestions()
+    label_and_machine(measurement)
+
 def _next_enqueued(search, earlier): # None where all have been trained
     if not search.enqueued: return None
     trained = [t.configuration for t in earlier]
