@@ -141,6 +141,10 @@ class StudySettings(TrainingSettings):
     ref_utility: float|None = setting(
         'utility of the reference point: worse models do not count; none: the best constant prediction',
         _optional(_below_one), None)
+    utility_range: float = setting(
+        'share of the way from the best utility so far back to that of the reference point, in which a search looks for '
+        'models; 1: all of it',
+        _share, 1.)
     front_points: int = setting("of each dataset's front, trained again", _positive_integer, 6, fixed=False)
     fresh_seeds: int = setting('for each of them', _positive_integer, 5, fixed=False)
     calibration_every: int = setting(

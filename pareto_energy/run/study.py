@@ -128,7 +128,8 @@ class _StudySearches(_StudyFiles):
         space = self.search_space(name, family)
         n_initial = max(self.n_initial, len(space.spaces)) if family == ALL_FAMILIES else self.n_initial
         return SearchTask(space=space, n_initial=n_initial, epochs=self.epochs, ref_point=self.task_ref_point(name),
-            energy=self.objective, min_gain_per_cost=self.min_gain_per_cost, **self.transfer(name, family))
+            energy=self.objective, utility_range=self.utility_range, min_gain_per_cost=self.min_gain_per_cost,
+            **self.transfer(name, family))
 
     def task_ref_point(self, name:str): # a `RefPoint`; None where it is inferred from the trials
         "What a model of a dataset must beat."

@@ -22,7 +22,7 @@ from ..models.training import train
 from ..front.log import JOINT, Origin, Trial
 from ..front.pareto import epoch_grid
 from ..front.models import ModelKeeper
-from ..search.strategies import SearchTask, as_searched
+from ..search.strategies import SearchTask, as_searched, within_range
 from ..search.trajectory import STRATEGIES, can_be_extended, planned_epochs, stopping_rule
 from .settings import TrainingSettings
 
@@ -107,7 +107,7 @@ def suggest(
     find = STRATEGIES[strategy.removeprefix(JOINT)]
     with torch_threads(measurement.threads), measurement.metered.window() as window:
         trials = as_searched(search, earlier)
-        suggestion = _next_enqueued(search, trials) or find(search, trials, seed)
+        suggestion = _next_enqueued(search, trials) or find(within_range(search, trials), trials, seed)
         window.lap()
     reading = window.laps[0]
     return suggestion, Origin(suggestion.source, seconds=reading.seconds, joules=reading.joules,
@@ -163,7 +163,7 @@ def train_trial(
 
 def _stopping_rule(search, trial, earlier): # as in `search.trajectory.stopping_rule`
     searched, *others = as_searched(search, [trial, *earlier])
-    return stopping_rule(search, searched, others)
+    return stopping_rule(within_range(search, others), searched, others)
 
 NO_INFERENCE = ('the energy of inference counts, and was not read: the loop has to say how it predicts, with '
     'report(utility, predict=(function, examples))')

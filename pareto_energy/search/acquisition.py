@@ -172,8 +172,9 @@ def _infer_ref_point(search, samples, done):
     points = encode_configs(search.space, sobol_points(search.space, 256))
     with torch.no_grad(): predicted = max(energy.mean(0).max().item() for energy in samples.energies(points))
     measured = log_joules(max(model['joules'] for t in done for model in model_points(t, search.energy)))
-    worst = min(min(t.run['utility']) for t in done)
-    return RefPoint(utility=worst, joules=10**(.1 + max(predicted, measured)))
+    utility = [u for t in done for u in t.run['utility']]
+    counts_from = min(utility) + (1 - search.utility_range)*(max(utility) - min(utility))
+    return RefPoint(utility=counts_from, joules=10**(.1 + max(predicted, measured)))
 
 # %% ../../nbs/42_search.acquisition.ipynb #t23
 _MAX_ENUMERATED = 256 # configurations

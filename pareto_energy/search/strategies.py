@@ -25,6 +25,7 @@ class SearchTask:
     n_initial: int = 5 # trials of the initial design
     epochs: int = 1 # of the longest run
     ref_point: RefPoint|None = None # utility and joules that a model must beat to count; None: inferred from the trials
+    utility_range: float = 1. # share of the way from the best utility so far back to that of `ref_point`, where models count
     energy: EnergyObjective = TRAINING # the energy that counts
     alpha: float|None = None # exponent of a run's joules against its improvement; None: `cost_exponent`
     min_epoch_lengthscale: float = .6 # of the utility along log epochs, where the longest run is 1
@@ -58,6 +59,17 @@ def as_searched(
     if not isinstance(search.space, JointSpace): return [*trials]
     joint = lambda t: dict(family=t.family, configuration=t.configuration)
     return [replace(t, configuration=joint(t)) for t in trials]
+
+def within_range(
+    search:SearchTask,
+    trials, # of this search
+) -> SearchTask: # with another reference point
+    "The task in which a model counts from `utility_range` below the best so far."
+    best = max((max(t.run['utility'], default=-math.inf) for t in trials if t.status == 'finished'), default=-math.inf)
+    reference = search.ref_point
+    if search.utility_range == 1 or reference is None or best <= reference.utility: return search
+    least = best - search.utility_range*(best - reference.utility)
+    return replace(search, ref_point=replace(reference, utility=least))
 
 def encode_configs(
     space:Space,
