@@ -213,10 +213,11 @@ def _clear_changes(changes):
         if clear('inference') or (row.test > kept[-1].test and clear('test')): kept.append(row)
     return pd.DataFrame(kept)
 
-def _telling(joules, others): # in as many digits as tell it from the others
-    texts = [[f'{x:,.{digits}g}' for x in {joules, *others}] for digits in (2, 3, 4)]
-    short = next((t for t in texts if len({*t}) == len(t)), texts[-1])
-    return format_rounded(joules) if short is texts[0] else f"{joules:,.{3 if short is texts[1] else 4}g}"
+def _telling(joules, others): # in as many digits as tell them all apart, four at most
+    values = {joules, *others}
+    for show in (format_rounded, '{:,.3g}'.format, '{:,.4g}'.format):
+        if len({*map(show, values)}) == len(values): break
+    return show(joules)
 
 # %% ../../nbs/61_report.sentences.ipynb #oe1
 def other_energy_sentence(
