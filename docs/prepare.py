@@ -10,7 +10,7 @@ import nbformat
 from nbdev.showdoc import BasicMarkdownRenderer, show_doc
 
 ROOT = Path(__file__).parents[1]
-TUTORIALS = 'your_table', 'own_model', 'reading_a_front', 'deployment', 'any_program', 'cluster', 'language_model' # in this order
+TUTORIALS = 'your_table', 'own_model', 'reading_a_front', 'deployment', 'any_program', 'cluster', 'pretrained_texts', 'language_model' # in this order
 PARTS = dict(Tutorials='nbs/tutorials/*.ipynb', Doors='docs/*door*.md', Core='nbs/10_*.ipynb', Energy='nbs/1[1-9]_*.ipynb', Models='nbs/2*.ipynb', Front='nbs/3*.ipynb', Search='nbs/4*.ipynb',
     Running='nbs/5*.ipynb', Results='nbs/6*.ipynb', Use='nbs/7*.ipynb', Experiments='nbs/[89]*.ipynb', Reference='reference/*.md')
 
@@ -82,12 +82,12 @@ def main(source):
     shutil.copytree(ROOT/'figures/published', source/'extra/figures/published', ignore=lambda folder, names: [n for n in names if '.' in n and not n.endswith('.html')])
     for name in ('CITATION.cff', 'LICENCES.md', 'CHANGELOG.md'): shutil.copy(ROOT/name, source)
     (source/'docs').mkdir()
-    for name in ('which_door', 'doors', 'versions'): shutil.copy(ROOT/f'docs/{name}.md', source/'docs')
+    for path in (ROOT/'docs').glob('*.md'): shutil.copy(path, source/'docs')
     (source/'reference').mkdir()
     for name, chapter in exporting(): (source/f'reference/{name}.md').write_text(reference(name, chapter), encoding='utf-8')
     (source/'explorer.md').write_text('# The explorer\n\nThe front of the quick study, found anew as you move predictions, carbon intensity and price. <a href="figures/published/quick/explorer.html">Open it alone.</a>\n\n<iframe src="figures/published/quick/explorer.html" title="explorer" width="100%" height="900" style="border: 0"></iframe>\n', encoding='utf-8')
     trees = [f'```{{toctree}}\n:hidden:\n:caption: {part}\n\n' + '\n'.join(str(p.relative_to(source).with_suffix('')) for p in pages(pattern, source)) + '\n```' for part, pattern in PARTS.items()]
-    (source/'index.md').write_text((ROOT/'README.md').read_text(encoding='utf-8') + '\n' + '\n\n'.join([*trees, '```{toctree}\n:hidden:\n:caption: More\n\nexplorer\ndocs/versions\nCHANGELOG\nLICENCES\n```']) + '\n', encoding='utf-8')
+    (source/'index.md').write_text((ROOT/'README.md').read_text(encoding='utf-8') + '\n' + '\n\n'.join([*trees, '```{toctree}\n:hidden:\n:caption: More\n\nexplorer\ndocs/commands\ndocs/numbers\ndocs/developing\ndocs/versions\nCHANGELOG\nLICENCES\n```']) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main(Path(sys.argv[1]))

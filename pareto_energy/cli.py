@@ -76,14 +76,19 @@ def known_parameters(
     names = {p: set(papermill.inspect_notebook(str(p))) for p in paths}
     return {p: known for p, known in names.items() if 'study' in known}
 
+_LANGUAGE, _LANGUAGE_PARTS = 'language', ('space', 'texts', 'pretrained') # a part of a study, and its own parts
+
+def _check_names(names, beside, what): # the names of settings, and some beside them
+    from pareto_energy.run.settings import declared
+    for name in names: lookup(name, sorted([*declared(), *beside]), what)
+
 def check_parameters(
     parameters:dict, # name -> value
 ):
     """Refuse a parameter that is not declared.
 
     Raises: ValueError with the names that are near."""
-    from pareto_energy.run.settings import declared
-    for name in parameters: lookup(name, sorted([*declared(), 'language']), 'parameter')
+    _check_names(parameters, [_LANGUAGE], 'parameter')
 
 # %% ../nbs/71_cli.ipynb #c11
 def build_study(
@@ -421,7 +426,6 @@ def exit_on_error(status:int):
         raise typer.Exit(130) from e
 
 # %% ../nbs/71_cli.ipynb #lm1
-_LANGUAGE_PARTS = ('space', 'texts', 'pretrained') # beside settings
 _FOLLOWED = ('seeds', 'device', 'meter', 'components', 'watts', 'measured_share', 'threads', 'target_rel_se',
     'max_seconds') # settings of the study that it follows
 _LANGUAGE_SPACE = dict(skipped=(0, 9), dtype=['float32', 'bfloat16'], batch=[1, 2, 4, 8], context=[32, 64, 128, 256])
@@ -448,13 +452,12 @@ def language_study(
     return Study(loop, space, f"{parameters['study']}-language", metric=metric, energy='inference', **settings)
 
 def _language_parts(parameters): # None where no study follows
-    from pareto_energy.run.settings import declared
-    asked = parameters.get('language')
+    asked = parameters.get(_LANGUAGE)
     if asked is None: return None
     if not isinstance(asked, dict):
         raise ValueError(f'language must hold a space and settings, as in {{space: {{batch: [1, 8]}}, trials: 12}}, not '
             f'{asked!r}.')
-    for name in asked: lookup(name, sorted([*_LANGUAGE_PARTS, *declared()]), 'part of language')
+    _check_names(asked, _LANGUAGE_PARTS, 'part of language')
     return asked
 
 def _texts_of(asked): # held-out texts; by default prose of this book
@@ -544,7 +547,7 @@ def run(
 
 def _checked_studies(parameters, join, cluster): # the second one is None where none follows
     if join and cluster: raise ValueError('Choose one of --join and --cluster.')
-    if cluster and parameters.get('language') is not None:
+    if cluster and parameters.get(_LANGUAGE) is not None:
         raise ValueError('The workers of a cluster use no language model: leave it out with -p language=null.')
     return check_study(parameters, here=not cluster), language_study(parameters)
 

@@ -8,7 +8,6 @@ __all__ = ['home', 'study_path', 'use_theme', 'log_axis']
 # %% ../nbs/10_core.ipynb #imp
 import difflib, json, math, os, re, tempfile
 from functools import cache
-from importlib import resources
 from pathlib import Path, PurePath
 
 # %% ../nbs/10_core.ipynb #c06
@@ -35,7 +34,11 @@ def home() -> Path: # the folder that holds data/ and figures/
     return next((p for p in (here, *here.parents) if any((p/mark).exists() for mark in marks)), here)
 
 # %% ../nbs/10_core.ipynb #c10
-_INSTALLED = Path(str(resources.files('pareto_energy')))/'book' # of a wheel, with the published studies
+@cache
+def _installed_book() -> Path: # whether it exists or not
+    "Where the package holds the chapters and the published studies, once it is installed from a wheel."
+    from importlib.resources import files
+    return Path(str(files('pareto_energy')))/'book'
 
 def study_path(
     study:str, # letters, digits, '.', '_' and '-', with '/' between folders
@@ -49,7 +52,7 @@ def study_path(
     if not is_name:
         raise ValueError(f"The study name {study!r} is no plain name: "
             "use letters, digits, '.', '_' and '-', as in 'quick'.")
-    path, installed = (root or home())/kind/study, _INSTALLED/kind/study
+    path, installed = (root or home())/kind/study, _installed_book()/kind/study
     is_here = root is not None or path.exists() or os.environ.get('PARETO_ENERGY_PUBLISH')
     return installed if not is_here and installed.exists() else path
 

@@ -106,7 +106,6 @@ def test_own_studies_are_read_without_writing(home):
 @pytest.mark.parametrize('path', sorted((PUBLISHED/'texts').iterdir()), ids=lambda p: p.name)
 def test_searches_on_texts_agree_with_their_logs(path):
     import io
-    import pandas as pd
     from pareto_energy.api import load_study
     study, record = load_study(f'published/texts/{path.name}'), json.loads((path/'study.json').read_text())
     finished = [t for t in study.trials_so_far if t.status == 'finished']

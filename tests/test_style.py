@@ -144,8 +144,9 @@ def test_links_name_what_they_lead_to():
 
 
 def test_links_lead_somewhere():
-    links = [(p, link.split('#')[0]) for p in [*NOTEBOOKS, *TUTORIALS, ROOT/'nbs/index.ipynb'] for c in style.cells_of(p)
-             if c.kind == 'markdown' for link in re.findall(r'\]\(([^)\s]+)\)', c.source) if not link.startswith(('http', '#', 'attachment:'))]
+    texts = [(p, c.source) for p in [*NOTEBOOKS, *TUTORIALS, ROOT/'nbs/index.ipynb'] for c in style.cells_of(p) if c.kind == 'markdown']
+    texts += [(p, p.read_text(encoding='utf-8')) for p in [ROOT/'README.md', *(ROOT/'docs').glob('*.md')]]
+    links = [(p, link.split('#')[0]) for p, text in texts for link in re.findall(r'\]\(([^)\s]+)\)', text) if not link.startswith(('http', '#', 'attachment:'))]
     assert len(links) > 50 and not [(p.name, link) for p, link in links if not (p.parent/link).exists()]
 
 

@@ -20,7 +20,7 @@ from ..models.space import Categorical, Int, JointSpace, Ordinal, Space, sobol_p
 from ..models.training import train
 from ..search.acquisition import is_worthwhile
 from ..search.strategies import SearchTask
-from ..search.prior import config_features
+from ..search.prior import config_features, neighbour_mean
 from ..search.trajectory import STRATEGIES, should_continue
 from .searches import INITIAL, TrajectorySearcher, run_until_stopped, timed
 from .searches import _trial
@@ -63,14 +63,14 @@ def _train_points(name, family, space, seed, meter):
     return [one(c) for c in sobol_points(space, TABLE_CONFIGS)]
 
 # %% ../../nbs/90_bench.joint.ipynb #t02
-_NEIGHBOURS, _DENSE = 5, 1024 # recorded points of a mean; Sobol' points of each family for the true hypervolume
+_DENSE = 1024 # Sobol' points of each family for the true hypervolume
 
 @dataclass
 class JointTable:
     "Recorded training runs of several families, and means between them."
     name: str
     space: JointSpace
-    models: dict # family -> for each seed a function of features (n, d): utility of each epoch and log10 joules per epoch
+    models: dict # family -> for each seed a function of features (d,): utility of each epoch, log10 joules per epoch
     floor: float # utility of the best constant
     epochs: int = TABLE_EPOCHS # of the longest run
 
@@ -87,7 +87,7 @@ class JointTable:
         "What a run shows."
         family = configuration['family']
         features = config_features(self.space.spaces[family], configuration['configuration'])
-        *utility, log_rate = self.models[family][seed](features[None])[0]
+        *utility, log_rate = self.models[family][seed](features)
         return np.array(utility), 10**log_rate*np.arange(1, self.epochs + 1)
 
     def truth(self, configuration:dict) -> tuple: # as in `run`
@@ -105,12 +105,11 @@ def joint_table(
     name:str, # of a dataset
 ) -> JointTable:
     "A table of all families that serve a dataset."
-    from sklearn.neighbors import KNeighborsRegressor
     spaces, recorded = table_spaces(name), record_families(folder, name, meter=None)
     def model(family, rows):
         x = np.array([config_features(spaces[family], row['configuration']) for row in rows])
         y = np.array([[*row['utility'], math.log10(row['joules'])] for row in rows])
-        return KNeighborsRegressor(_NEIGHBOURS, weights='distance').fit(x, y).predict
+        return partial(neighbour_mean, x, y)
     models = {f: [model(f, by_seed[seed]) for seed in TABLE_SEEDS] for f, by_seed in recorded.items()}
     return JointTable(f'all families on {name}', JointSpace(spaces), models, floor=constant_utility(load_dataset(name)))
 

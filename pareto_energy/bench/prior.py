@@ -13,9 +13,9 @@ from ..models.data import get_card
 from ..models.families import family_space
 from ..models.space import JointSpace, sobol_points
 from ..front.log import read_study
-from ..search.prior import config_features, published_start, read_published
+from ..search.prior import _NEIGHBOURS, config_features, published_start, read_published
 from .searches import INITIAL, run_until_stopped
-from .joint import _DENSE, _NEIGHBOURS, JointTable, JointTrajectory
+from .joint import _DENSE, JointTable, JointTrajectory
 
 # %% ../../nbs/91_bench.prior.ipynb #t01
 class StudyTable(JointTable):
@@ -57,7 +57,7 @@ def _table_model(space, trials, epochs): # function of features (n, d): utility 
     held = lambda u: [*u, *[u[-1]]*(epochs - len(u))]
     rows = [[*held(t.run['utility']), math.log10(t.run['joules'][-1]/t.epochs[-1])] for t in trials]
     x = np.array([config_features(space, t.configuration) for t in trials])
-    return KNeighborsRegressor(_NEIGHBOURS, weights='distance').fit(x, rows).predict
+    return KNeighborsRegressor(_NEIGHBOURS, weights='distance').fit(x, rows).predict # whose order of ties was recorded
 
 # %% ../../nbs/91_bench.prior.ipynb #s01
 class TrajectoryFrom(JointTrajectory):

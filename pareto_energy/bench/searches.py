@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from ..core import lookup, read_or_compute, write_text
 from ..models.data import load_dataset
-from ..models.space import Categorical, Int, Ordinal, Space, centre_config, sobol_points as sobol_points
+from ..models.space import Categorical, Int, Ordinal, Space, centre_config, sobol_points
 from ..models.families import DEFAULTS
 from ..models.training import train
 from ..front.log import Origin, Trial

@@ -170,10 +170,9 @@ def savings_sentence(
     if len(on_front(table)) == 1:
         return f'On {name} the front is one point: there is nothing cheaper to compare it with.'
     if rows.empty:
-        allowed = f'{allowed_losses(table)[-1]:g} {scale.losses}'
+        allowed = scale.allowance(allowed_losses(table)[-1])
         return f'On {name} no cheaper point of the front is within {allowed} of the best.'
-    losses = lambda r: 'point' if r.allowed == 1 and scale.unit == '%' else scale.losses
-    clause = lambda r: (f'the cheapest within {r.allowed:g} {losses(r)} of it is the {r.family} at '
+    clause = lambda r: (f'the cheapest within {scale.allowance(r.allowed)} of it is the {r.family} at '
         f'{format_rounded(r.joules)} {scale.energy.unit}, which {_loss_clause(r, scale)} and {_saves(r)} {_saved_share(r)}')
     return f'On {name} ' + '; '.join(map(clause, rows.itertuples())) + '.'
 
@@ -213,10 +212,11 @@ def _clear_changes(changes):
         if clear('inference') or (row.test > kept[-1].test and clear('test')): kept.append(row)
     return pd.DataFrame(kept)
 
-def _telling(joules, others): # in as many digits as tell it from the others
-    texts = [[f'{x:,.{digits}g}' for x in {joules, *others}] for digits in (2, 3, 4)]
-    short = next((t for t in texts if len({*t}) == len(t)), texts[-1])
-    return format_rounded(joules) if short is texts[0] else f"{joules:,.{3 if short is texts[1] else 4}g}"
+def _telling(joules, others): # in as many digits as tell them all apart, four at most
+    values = {joules, *others}
+    for show in (format_rounded, '{:,.3g}'.format, '{:,.4g}'.format):
+        if len({*map(show, values)}) == len(values): break
+    return show(joules)
 
 # %% ../../nbs/61_report.sentences.ipynb #oe1
 def other_energy_sentence(
@@ -391,9 +391,8 @@ def payback_sentence(
     largest_loss = allowed_losses(table)[-1]
     within = savings_within(table, (largest_loss,))
     if within.empty:
-        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within {largest_loss:g} '
-            f'{scale.losses} of its best model: using that model never recovers the energy of the '
-            'search.')
+        return (f'The search on {name} took {spent:.3g} J and found nothing cheaper within '
+            f'{scale.allowance(largest_loss)} of its best model: using that model never recovers the energy of the search.')
     front = on_front(table)
     best, cheap, unit = front.iloc[-1], front[front.joules == within.joules[0]].iloc[0], scale.energy.unit
     text = (f'The search on {name} took {spent:.3g} J. Using the {cheap.family} at {format_rounded(cheap.joules)} {unit} '

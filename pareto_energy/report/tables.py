@@ -100,6 +100,10 @@ class MetricScale:
     def losses(self): # what is given up
         return 'points' if self.unit == '%' else self.unit or f'of {self.name}'
 
+    def allowance(self, loss:float) -> str: # as from `allowed_losses`
+        "A loss that is allowed."
+        return f"{loss:g} {'point' if f'{loss:g}' == '1' and self.unit == '%' else self.losses}"
+
     @property
     def cost_title(self): # of the column of marginal costs
         joules = self.energy.unit
@@ -427,7 +431,7 @@ class Rule:
         if self.energy_at_most is not None: return f'the best that takes at most {self.energy_at_most:g} {scale.energy.unit}'
         if self.utility_at_least is not None:
             return f'the cheapest that reaches {scale.value(scale.sign*self.utility_at_least, math.nan)}'
-        return f'the cheapest within {loss:g} {"point" if loss == 1 and scale.unit == "%" else scale.losses} of the best'
+        return f'the cheapest within {scale.allowance(loss)} of the best'
 
 # %% ../../nbs/60_report.tables.ipynb #s01
 def family_contributions(

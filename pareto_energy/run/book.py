@@ -8,9 +8,8 @@ __all__ = []
 # %% ../../nbs/54_run.book.ipynb #imp
 import os, shutil
 from configparser import ConfigParser
-from importlib.resources import files
 from pathlib import Path
-from ..core import home, lookup, study_path
+from ..core import _installed_book, home, lookup, study_path
 
 # %% ../../nbs/54_run.book.ipynb #b01
 _STUDY_CHAPTER = '53_run.study.ipynb'
@@ -19,10 +18,11 @@ def book_folder() -> Path: # holds nbs/ and data/published/
     """The book that the package brings: inside it, or the checkout that the package is a part of.
 
     Raises: FileNotFoundError where the package has none."""
-    package = Path(str(files('pareto_energy')))
-    for folder in (package/'book', package.parent):
+    inside = _installed_book()
+    checkout = inside.parents[1]
+    for folder in (inside, checkout):
         if (folder/'nbs'/_STUDY_CHAPTER).exists(): return folder
-    raise FileNotFoundError(f'The chapters are neither in {package/"book"} nor in {package.parent/"nbs"}: install the '
+    raise FileNotFoundError(f'The chapters are neither in {inside} nor in {checkout/"nbs"}: install the '
         'package again, with pip install --force-reinstall --no-deps pareto_energy.')
 
 def chapters_folder() -> Path:

@@ -67,17 +67,17 @@ def _staircase(cost, utility): # both (samples, points)
 # %% ../../nbs/42_search.acquisition.ipynb #ce1
 _INFERENCE_EXPONENT = .5 # of a run's joules, where training is no part of the energy that counts
 
-def _cost_exponent(search, trials):
+def _cost_exponent(base, energy, trials):
     "The exponent of a run's joules: that of the search, nearer to a half the less of the energy that counts is training."
-    energy, shares = search.energy, []
+    shares = []
     for t in trials if energy.uses_inference else []:
         readings, trained = inference_readings(t), t.run.get('joules', [0.])[-1]
         if not readings: continue
         use = min(d['joules'][-1] for d in readings)
         shares.append(energy.joules(trained, 0.)/max(energy.joules(trained, use), LEAST_JOULES))
-    if not shares: return search.cost_exponent
+    if not shares: return base
     share = float(np.mean(shares))
-    return share*search.cost_exponent + (1 - share)*max(search.cost_exponent, _INFERENCE_EXPONENT)
+    return share*base + (1 - share)*max(base, _INFERENCE_EXPONENT)
 
 # %% ../../nbs/42_search.acquisition.ipynb #t21
 class ImprovementPerJoule:
@@ -92,8 +92,9 @@ class ImprovementPerJoule:
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
         self.spent = spent
-        self.alpha = _cost_exponent(samples.search, trials)
         search = samples.search
+        self.base = search.cost_exponent
+        self.alpha = _cost_exponent(self.base, search.energy, trials)
         self.trained = encode_configs(search.space, (t.configuration for t in trials))
         self.lengths = torch.tensor([_trained_epochs(t, search) for t in trials]) # epochs of each of them
         self.front_cost, self.front_utility = self._front()
@@ -129,10 +130,9 @@ class ImprovementPerJoule:
 
     def per_joule(self, gain, joules):
         "Score of a gain at its cost."
-        base = self.samples.search.cost_exponent
-        score = gain.clamp_min(1e-12).log() - base*joules.log()
-        if self.alpha == base: return score
-        return score - (self.alpha - base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()
+        score = gain.clamp_min(1e-12).log() - self.base*joules.log()
+        if self.alpha == self.base: return score
+        return score - (self.alpha - self.base)*joules.clamp_min(MIN_COST_SHARE*self.spent).log()
 
     def scores(self, x): # (n, epochs of the grid)
         "Scores of runs of each length; no run ends where its configuration was trained already."

@@ -232,6 +232,19 @@ def config_features(
 
 _NEIGHBOURS = 5 # configurations of a mean
 
+def neighbour_mean(
+    x:np.ndarray, # (n, d) of the recorded configurations, from `config_features`
+    rows:np.ndarray, # (n, m) what they showed
+    features:np.ndarray, # (d,) of another one
+    nearest:float=2.**-1000, # a distance counts as no less; by default one that is recorded is the mean
+) -> np.ndarray: # (m,)
+    "The mean of the nearest rows, weighted by the inverse of their distances."
+    from scipy.spatial.distance import cdist
+    distance = cdist(features[None], x)[0]
+    near = distance.argsort(kind='stable')[:_NEIGHBOURS]
+    weights = 1/distance[near].clip(nearest)
+    return (rows[near]*weights[:, None]).sum(0)/weights.sum()
+
 class RecordedCurves:
     "Curves of a published dataset, with means between the recorded configurations."
     def __init__(self, dataset, spaces, grid, energy): # family -> Space; epochs
@@ -263,10 +276,7 @@ class RecordedCurves:
         "What a run is expected to show on this dataset."
         if not self.tables[family]: return None
         x, rows = self.tables[family]
-        distance = np.linalg.norm(x - features, axis=1)
-        nearest = distance.argsort(kind='stable')[:_NEIGHBOURS]
-        weights = 1/distance[nearest].clip(1e-3)
-        mean = weights @ rows[nearest]/weights.sum()
+        mean = neighbour_mean(x, rows, features, nearest=1e-3)
         utility, cost = self._points(mean)
         low, high = self.span
         scaled = (utility - self.traits.constant)/(self.best - self.traits.constant), (cost - low)/max(high - low, 1e-9)

@@ -182,8 +182,8 @@ def _contributions(front, points): # shares, one for each point of the front
     "What points of the front add to the hypervolume that the worst of all points bounds."
     import moocore
     worst = [points.utility.min(), log_joules(points.joules.max()) + .1]
-    added = moocore.hv_contributions(objectives(front), ref=worst, maximise=[True, False])
-    return (added + 1e-9)/(added + 1e-9).sum()
+    added = moocore.hv_contributions(objectives(front), ref=worst, maximise=[True, False]) + 1e-9
+    return added/added.sum()
 
 def _neighbour_run(search, trials, seed):
     "A point near one of the front, drawn by what that one adds, and the next length of the grid after its epochs."
