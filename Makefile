@@ -37,8 +37,11 @@ families: install
 # the quick study and the benchmarks anew, as those that the chapters show; then `make notebooks readme`
 publish: install
 	PARETO_ENERGY_PUBLISH=1 $(MAKE) bench BENCH=published/bench
-	rm -rf data/published/quick figures/published/quick
-	PARETO_ENERGY_PUBLISH=1 $(BIN)/pareto-energy run quick -p study=published/quick
+	rm -rf data/quick figures/quick
+	$(BIN)/pareto-energy run quick
+	rm -rf data/quick/locks data/published/quick figures/published/quick
+	cp -r data/quick data/published/quick
+	cp -r figures/quick figures/published/quick
 
 install: .venv/installed
 

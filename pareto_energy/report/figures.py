@@ -15,7 +15,7 @@ import altair as alt
 import pandas as pd
 from ..core import log_axis, write_text
 from ..front.pareto import pareto_front, beats_reference, trajectory_points
-from ..front.log import TRAINING, EnergyObjective
+from ..front.log import ALL_FAMILIES, JOINT, TRAINING, EnergyObjective
 from .tables import MetricScale, metric_scale, on_front, savings, savings_within, study_energy
 
 # %% ../../nbs/64_report.figures.ipynb #c07
@@ -215,13 +215,20 @@ def plot_drawn_savings(
     return alt.concat(*panels, columns=2)
 
 # %% ../../nbs/64_report.figures.ipynb #t02a
+def _without_joint(table): # a panel says what is searched
+    return table.assign(strategy=table.strategy.str.removeprefix(JOINT))
+
 def _grid(chart, table, width):
-    "A panel for each dataset and family."
-    order = lambda column: table[column].unique().tolist()
-    row = alt.Row('dataset:N', title=None, sort=order('dataset'))
-    column = alt.Column('family:N', title=None, sort=order('family'))
-    panels = chart.properties(width=width, height=110).facet(row=row, column=column, spacing=10)
-    return panels.resolve_scale(y='independent')
+    "A panel for each search: a dataset's search over all families first, then those for each family."
+    def panel(dataset, family):
+        title = f"{dataset}, {'all families' if family == ALL_FAMILIES else family}"
+        own = (alt.datum.dataset == dataset) & (alt.datum.family == family)
+        return chart.transform_filter(own).properties(width=width, height=110, title=title)
+    rows = []
+    for dataset, searches in table.groupby('dataset', sort=False):
+        panels = [panel(dataset, f) for f in sorted(searches.family.unique(), key=lambda f: f != ALL_FAMILIES)]
+        rows.append(alt.concat(*panels, columns=2 if len(panels) in (2, 4) else 3))
+    return alt.vconcat(*rows)
 
 # %% ../../nbs/64_report.figures.ipynb #t02
 def plot_attainment(
@@ -231,6 +238,7 @@ def plot_attainment(
     energy:EnergyObjective=TRAINING, # of the surfaces
 ) -> alt.Chart:
     "Plot the median and quartile attainment surfaces of each strategy."
+    surfaces = _without_joint(surfaces)
     strategy = _channels('strategy', surfaces.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
     y = alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4))
     base = alt.Chart(surfaces).encode(energy_axis(surfaces.joules, label, energy, what='energy'), y, *strategy)
@@ -246,6 +254,7 @@ _HYPERVOLUME_AXIS = dict(title='hypervolume', scale=alt.Scale(zero=False, nice=F
 
 def _bands(bands, x):
     "A line and its band for each strategy; the band stops at zero."
+    bands = _without_joint(bands)
     strategy = _channels('strategy', bands.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
     base = alt.Chart(bands.assign(low=bands.low.clip(lower=0))).encode(x, strategy[0])
     return alt.layer(base.mark_area(opacity=.18).encode(alt.Y('low:Q', **_HYPERVOLUME_AXIS), y2='high:Q'),
