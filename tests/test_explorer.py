@@ -157,7 +157,7 @@ def test_break_even_is_pythons(page):
 
 
 def test_a_link_restores_the_state(page, path):
-    show(page, KINDS[-1], 'mnist1d')
+    show(page, KINDS[-1], 'digits')
     page.get_by_role('checkbox', name='mlp').uncheck()
     chosen = page.locator('#b option').last.get_attribute('value')
     page.locator('#b').select_option(chosen)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from ..energy.statistics import ci_half_width_of
-from ..front.log import ALL_FAMILIES, KEY, RefPoint
+from ..front.log import ALL_FAMILIES, JOINT, KEY, RefPoint
 from ..front.pareto import (
     beats_reference, hypervolume, hypervolume_history, objectives, pareto_front, trajectory_points)
 
@@ -145,9 +145,10 @@ def _compare_all(curves, by):
     "A row for each pair of names, after equal trials and equal joules."
     rows = []
     for first, second in itertools.combinations(curves[by].unique(), 2):
-        pairs = curves[curves[by].isin([first, second])].groupby([k for k in SEARCH_KEY if k != by])
-        for equal in ('trials', 'joules'):
-            finals = [_final(pair, by, equal) for _, pair in pairs]
+        groups = curves[curves[by].isin([first, second])].groupby([k for k in SEARCH_KEY if k != by])
+        pairs = [pair for _, pair in groups if pair[by].nunique() == 2]
+        for equal in ('trials', 'joules') if pairs else ():
+            finals = [_final(pair, by, equal) for pair in pairs]
             rows.append({by: first, 'other': second, 'equal': equal} | _compare(finals, first, second))
     return rows
 
@@ -179,6 +180,20 @@ def comparison_sentence(
     return (f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} '
         f'{row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with '
         f'{row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).')
+
+# %% ../../nbs/62_report.comparison.ipynb #jp2
+def joint_pairs(
+    trials:list, # of a study
+    ref_points:dict, # dataset -> reference point
+) -> pd.DataFrame: # as `compare_pairs`; none where a study has no search of both kinds
+    "Each strategy's separate searches, taken together, against its joint searches."
+    if not trials: return compare_pairs(pd.DataFrame(columns=[*SEARCH_KEY]))
+    together = progress_over_families(trials, ref_points).assign(family=ALL_FAMILIES)
+    names = set(together.strategy)
+    kinds = together.strategy.str.removeprefix(JOINT)
+    both = together[kinds.isin([s for s in names if JOINT + s in names])]
+    pairs = compare_pairs(both.assign(kind=kinds), within=('kind',))
+    return pairs[pairs.equal == 'joules'].drop(columns='kind').reset_index(drop=True)
 
 # %% ../../nbs/62_report.comparison.ipynb #v01
 def shared_references(
