@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pareto_energy.run.study import FamilyStudy, run_study, study_status
-from pareto_energy.front.log import read_study
+from pareto_energy.front.log import JOINT, read_study
 from pareto_energy.report.comparison import progress_over_families
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,8 @@ WRITTEN_BY = dict(quick='quick', cheap='cheap', dpareto='dpareto', thesis='thesi
 DIFFERS = {'gpu-h100': dict(warm='published/gpu-h200')} | {f'deployment-{n}': dict(predictions=float(n)) for n in ('1e4', '1e8')}
 SMALL_FRONTS = {('deployment-1e8', 'digits'): 5} # points, where the front has fewer than are to be trained again
 LATER_SETTINGS = dict(search='separate', data=None, energy='training', predictions=None, deployments=['float32'],
-    components=None, watts=None, measured_share=.95, pretrained=None, keep=None) # that older records lack
+    components=None, watts=None, measured_share=.95, pretrained=None, keep=None,
+    utility_range=1.) # that older records lack
 DEFAULTS = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(FamilyStudy)}
 STUDIES = sorted(p.parent.name for p in PUBLISHED.glob('*/trials.jsonl'))
 
@@ -53,12 +54,12 @@ def test_chapters_take_their_parameters_from_the_yaml(path):
 @pytest.mark.parametrize('name', WRITTEN_BY)
 def test_the_log_holds_what_the_record_says(name):
     trials, ref_points, record = read_study(f'published/{name}')
-    searches = Counter(t.key[:-1] for t in trials)
+    searches = Counter(t.search for t in trials)
     assert set(searches.values()) == {record['trials']}
-    assert {k[0] for k in searches} == set(record['datasets']) == set(ref_points)
-    assert {k[1] for k in searches} == set(record['families'])
-    assert {k[2] for k in searches} == set(record['strategies'])
-    assert {k[3] for k in searches} == set(record['seeds'])
+    assert {t.dataset for t in trials} == set(record['datasets']) == set(ref_points)
+    assert {t.family for t in trials} == set(record['families'])
+    assert {t.strategy.removeprefix(JOINT) for t in trials} == set(record['strategies'])
+    assert {t.seed for t in trials} == set(record['seeds'])
     assert {len(t.run['utility']) <= record['epochs'] for t in trials if t.status == 'finished'} == {True}
     retrained = Counter(t.dataset for t in trials for _ in t.retrained)
     points = {d: SMALL_FRONTS.get((name, d), record['front_points']) for d in record['datasets']}

@@ -152,7 +152,7 @@ def test_links_lead_somewhere():
 
 def test_logs_of_the_former_schema_open(tmp_path):
     from pareto_energy.front.log import read_log
-    later = {'income', 'deployment', 'deployment-1e4', 'deployment-1e8', 'language'}
+    later = {'quick', 'income', 'deployment', 'deployment-1e4', 'deployment-1e8', 'language'}
     for path in sorted((ROOT/'data/published').glob('*/trials.jsonl')):
         lines = path.read_bytes().splitlines(keepends=True)[:40]
         copy = tmp_path/f'{path.parent.name}.jsonl'

@@ -148,7 +148,8 @@ def plot_cheapest(
     x = alt.X('left:Q', title='predictions in a life', **log_axis([*cells.left, *cells.right], format='~s'))
     y = alt.Y('low:Q', title=title, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(format='.0%', tickCount=6))
     model = alt.Color('model:N', title='cheapest model', sort=[*dict.fromkeys(by_life.model)])
-    return alt.Chart(cells).mark_rect().encode(x, y, model, x2='right:Q', y2='high:Q').properties(width=width, height=.6*width)
+    chart = alt.Chart(cells).mark_rect().encode(x, y, model, x2='right:Q', y2='high:Q')
+    return chart.properties(width=width, height=.6*width)
 
 # %% ../../nbs/64_report.figures.ipynb #s02
 def plot_savings(

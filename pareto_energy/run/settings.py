@@ -108,8 +108,7 @@ class StudySettings(TrainingSettings):
     "The parameters of a study."
     study: str = setting('names its folder', _anything)
     families: list = setting(
-        'names in models.families.FAMILIES',
-        _list_of('family', _one_of([*all_spaces()], 'family')), fixed=False)
+        'names in models.families.FAMILIES', _list_of('family', _one_of([*all_spaces()], 'family')), fixed=False)
     strategies: list = setting(
         'names in search.trajectory.STRATEGIES',
         _list_of('strategy', _one_of(STRATEGIES, 'strategy')), fixed=False)
@@ -142,14 +141,11 @@ class StudySettings(TrainingSettings):
         'utility of the reference point: worse models do not count; none: the best constant prediction',
         _optional(_below_one), None)
     utility_range: float = setting(
-        'share of the way from the best utility so far back to that of the reference point, in which a search looks for '
-        'models; 1: all of it',
-        _share, 1.)
+        'share of the way from the best utility so far back to the reference, where models count', _share, 1.)
     front_points: int = setting("of each dataset's front, trained again", _positive_integer, 6, fixed=False)
     fresh_seeds: int = setting('for each of them', _positive_integer, 5, fixed=False)
     calibration_every: int = setting(
-        'trials between two readings of the calibration workload',
-        _positive_integer, 30, fixed=False)
+        'trials between two readings of the calibration workload', _positive_integer, 30, fixed=False)
     min_gain_per_cost: float = setting(
         'ends a search whose next run adds less hypervolume than this times its energy (both as shares); 0: never',
         _not_negative, .02)

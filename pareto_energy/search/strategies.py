@@ -25,7 +25,7 @@ class SearchTask:
     n_initial: int = 5 # trials of the initial design
     epochs: int = 1 # of the longest run
     ref_point: RefPoint|None = None # utility and joules that a model must beat to count; None: inferred from the trials
-    utility_range: float = 1. # share of the way from the best utility so far back to that of `ref_point`, where models count
+    utility_range: float = 1. # share of the way from the best utility so far back to the reference, where models count
     energy: EnergyObjective = TRAINING # the energy that counts
     alpha: float|None = None # exponent of a run's joules against its improvement; None: `cost_exponent`
     min_epoch_lengthscale: float = .6 # of the utility along log epochs, where the longest run is 1
