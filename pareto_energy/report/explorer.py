@@ -133,7 +133,7 @@ def _opening_models(trials, ref_points, name):
 
 # %% ../../nbs/65_report.explorer.ipynb #c12f
 def _axes(titles): # of the energy and the utility
-    percent = "is_share ? format(datum.value, '.0%') : format(datum.value, '~g')"
+    percent = "is_share ? format(datum.value, '.3~%') : format(datum.value, '~g')"
     x = alt.X('energy:Q', title=titles[0], scale=alt.Scale(type='log', nice=False, padding=14),
         axis=alt.Axis(format='~g', tickCount=6))
     y = alt.Y('shown:Q', title=titles[1], scale=alt.Scale(zero=False, nice=False, padding=12),

@@ -85,7 +85,7 @@ def step_chart(
     width:float=360, # points
 ) -> alt.Chart:
     "Plot fronts as staircases."
-    y = alt.Y('utility:Q', title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=5))
+    y = alt.Y('utility:Q', title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format='.3~%', tickCount=5))
     stairs = alt.Chart(fronts).mark_line(interpolate='step-after', strokeWidth=1.4)
     return stairs.encode(energy_axis(fronts.joules, label), y, *channels).properties(width=width, height=.65*width)
 
@@ -105,7 +105,7 @@ def utility_axis(
     share = scale.unit == '%'
     return alt.Y('utility:Q', title=scale.name if share else scale.title,
         scale=alt.Scale(zero=False, reverse=scale.sign < 0) if scale.sign < 0 else alt.Scale(zero=False),
-        axis=alt.Axis(format='.0%' if share else '~g', tickCount=6))
+        axis=alt.Axis(format='.3~%' if share else '~g', tickCount=6))
 
 def _front_panel(fronts, retrained, families, label):
     "Fronts and retrained points of one dataset."
@@ -146,7 +146,7 @@ def plot_cheapest(
     cells = by_life.assign(left=by_life.predictions/wide, right=by_life.predictions*wide,
         low=by_life.utility - high, high=by_life.utility + high)
     x = alt.X('left:Q', title='predictions in a life', **log_axis([*cells.left, *cells.right], format='~s'))
-    y = alt.Y('low:Q', title=title, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(format='.0%', tickCount=6))
+    y = alt.Y('low:Q', title=title, scale=alt.Scale(zero=False, nice=False), axis=alt.Axis(format='.3~%', tickCount=6))
     model = alt.Color('model:N', title='cheapest model', sort=[*dict.fromkeys(by_life.model)])
     chart = alt.Chart(cells).mark_rect().encode(x, y, model, x2='right:Q', y2='high:Q')
     return chart.properties(width=width, height=.6*width)
@@ -241,7 +241,7 @@ def plot_attainment(
     "Plot the median and quartile attainment surfaces of each strategy."
     surfaces = _without_joint(surfaces)
     strategy = _channels('strategy', surfaces.strategy.unique(), alt.Color, alt.StrokeDash, legend=STROKES)
-    y = alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.0%', tickCount=4))
+    y = alt.Y('utility:Q', title='utility', scale=alt.Scale(zero=False), axis=alt.Axis(format='.3~%', tickCount=4))
     base = alt.Chart(surfaces).encode(energy_axis(surfaces.joules, label, energy, what='energy'), y, *strategy)
     def stairs(stroke, test):
         lines = base.transform_filter(test).mark_line(interpolate='step-after', strokeWidth=stroke)
