@@ -65,9 +65,10 @@ def within_range(
     trials, # of this search
 ) -> SearchTask: # with another reference point
     "The task in which a model counts from `utility_range` below the best so far."
-    best = max((max(t.run['utility'], default=-math.inf) for t in trials if t.status == 'finished'), default=-math.inf)
     reference = search.ref_point
-    if search.utility_range == 1 or reference is None or best <= reference.utility: return search
+    if search.utility_range == 1 or reference is None: return search
+    best = max((max(t.run['utility'], default=-math.inf) for t in trials if t.status == 'finished'), default=-math.inf)
+    if best <= reference.utility: return search
     least = best - search.utility_range*(best - reference.utility)
     return replace(search, ref_point=replace(reference, utility=least))
 
