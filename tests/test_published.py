@@ -51,6 +51,14 @@ def test_chapters_take_their_parameters_from_the_yaml(path):
     assert named == {k: expected.get(k, DEFAULTS.get(k)) for k in named}
 
 
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs/studies').glob('*.yaml')), ids=lambda p: p.stem)
+def test_a_study_is_the_same_for_papermill_and_the_command_line(path):
+    "What a file leaves out, papermill takes from the chapters' cells, which are the quick study's."
+    quick = yaml.safe_load((ROOT/'nbs/studies/quick.yaml').read_text())
+    other_default = {name for name, value in quick.items() if value != DEFAULTS.get(name)} - {'study'}
+    assert not other_default - set(yaml.safe_load(path.read_text()))
+
+
 @pytest.mark.parametrize('name', WRITTEN_BY)
 def test_the_log_holds_what_the_record_says(name):
     trials, ref_points, record = read_study(f'published/{name}')
