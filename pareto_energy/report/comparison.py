@@ -177,9 +177,10 @@ def comparison_sentence(
     if abs(row.mean_difference) > row.half_width and row.p < .05:
         verdict = 'covers more than' if row.mean_difference > 0 else 'covers less than'
     where = f'On {row.dataset}, after' if hasattr(row, 'dataset') else 'After'
+    wins, losses = (f"{row.wins} win{'s'*(row.wins != 1)}", f"{row.losses} loss{'es'*(row.losses != 1)}")
     return (f'{where} equal {row.equal}, over {row.pairs} pairs of searches, {getattr(row, by)} {verdict} '
         f'{row.other}: the difference of hypervolume is {row.mean_difference:.3f} ± {row.half_width:.3f}, with '
-        f'{row.wins} wins and {row.losses} losses (effect {row.effect:.2f}, p = {row.p:.2g}).')
+        f'{wins} and {losses} (effect {row.effect:.2f}, p = {row.p:.2g}).')
 
 # %% ../../nbs/62_report.comparison.ipynb #jp2
 def joint_pairs(

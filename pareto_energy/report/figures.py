@@ -172,7 +172,11 @@ def plot_savings(
 # %% ../../nbs/64_report.figures.ipynb #sd1
 def _drawn_saving(table, within): # one row; none where no cheaper point is within the loss
     scale, best = metric_scale(table), on_front(table).iloc[-1]
-    words = lambda r: f'{r.saved:.0f} % less\nenergy for {r.given_up:.1f}\n{scale.losses} less'
+    def words(r):
+        link = 'for' if r.given_up > 0 else 'and'
+        change = 'less' if (r.given_up > 0) == (scale.sign > 0) else 'more'
+        return f'{r.saved:.0f} % less\nenergy {link} {abs(r.given_up):.1f}\n{scale.losses} {change}'
+
     rows = [dict(joules=r.joules, utility=scale.sign*(best.test - r.given_up/scale.factor),
         best_joules=best.joules, best_utility=scale.sign*best.test, words=words(r))
         for r in savings_within(table, (within,)).itertuples()]
@@ -189,6 +193,7 @@ def _saving_panel(points, saving, families, label, scale):
     x, y = energy_axis(points.joules, label, scale.energy), utility_axis(scale)
     colour, shape = _channels('family', families, alt.Color, alt.Shape)
     base, dashed = alt.Chart(points).encode(x, y), dict(strokeDash=[4, 3], color='#333', strokeWidth=1.2)
+    beside = 24 if (scale.sign*(saving.best_utility - saving.utility) < 0).any() else 0 # a best point that is low
     saving = alt.Chart(saving).encode(x, y)
     return alt.layer(base.mark_line(interpolate='step-after', color='#999', strokeWidth=1.2),
         base.mark_rule().encode(colour, y='low:Q', y2='high:Q'),
@@ -196,7 +201,7 @@ def _saving_panel(points, saving, families, label, scale):
         saving.mark_rule(**dashed).encode(x2='best_joules:Q'),
         saving.mark_rule(**dashed).encode(alt.X('best_joules:Q'), y2='best_utility:Q'),
         saving.mark_point(shape='triangle-left', filled=True, size=50, color='#333', opacity=1, xOffset=9),
-        saving.mark_text(lineBreak='\n', fontSize=11, align='right', baseline='bottom').encode(
+        saving.mark_text(lineBreak='\n', fontSize=11, align='right', baseline='bottom', dx=-beside).encode(
             alt.XValue('width'), alt.YValue(_SAVING_HEIGHT - 33), text='words:N')).properties(height=_SAVING_HEIGHT)
 
 # %% ../../nbs/64_report.figures.ipynb #sd2

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ..energy.meter import MEASURED_SHARE, SOURCES
 from ..energy.statistics import DRIFT_THRESHOLD, fit_drift, ci_half_width
-from ..front.log import KEY, TRAINING, EnergyObjective
+from ..front.log import JOINT, KEY, TRAINING, EnergyObjective
 from ..front.pareto import pareto_front, trajectory_points
 from pareto_energy.report.tables import (
     allowed_losses, break_even_table, energy_breakdown, energy_label, family_allocation, format_interval,
@@ -290,8 +290,8 @@ def expected_return_sentence(
         sentences.append(f'{len(ended)} of {len(table)} searches that plan ended by themselves, after '
             f"{ended.trials.median():g} trials (median): {_return_clause(ended, 'one more run was')}.")
     if len(rest):
-        sentences.append(f'{len(rest)} of {len(table)} used all their trials: '
-            f"{_return_clause(rest, 'the last run was')} when it was planned.")
+        sentences.append(f'{len(rest)} of {len(table)} searches that plan used all their trials: '
+            f"{_return_clause(rest, 'the last run that was planned was')}.")
     return ' '.join(sentences)
 
 # %% ../../nbs/61_report.sentences.ipynb #ee1
@@ -356,9 +356,14 @@ def allocation_sentence(
 ) -> str: # empty where it has no joint search
     "Where the joules of joint searches went, which families were left early and why, and what the next joule is for."
     table = family_allocation(trials)
-    return ' '.join(_allocation_of(name, t) for name, t in table.groupby('dataset', sort=False))
+    strategies = table.groupby('dataset').strategy.nunique()
+    return ' '.join(_allocation_of(name, t, kind=strategy if strategies[name] > 1 else JOINT.strip())
+        for (name, strategy), t in table.groupby(['dataset', 'strategy'], sort=False))
 
-def _allocation_of(name, table):
+def _allocation_of(name, table, kind): # of searches of one kind; what was expected is that of the first seed
+    seeds = table.seed.nunique()
+    searches = f'{kind} search' if seeds == 1 else f'{seeds} {kind} searches'
+    where = '' if seeds == 1 else f' with seed {table.seed.min()}'
     shares = 100*table.groupby('family', sort=False).joules.sum().sort_values(ascending=False)/table.joules.sum()
     listed = ', '.join(f'{share:.0f} % to the {family}' for family, share in shares.items())
     first = table[table.seed == table.seed.min()].drop_duplicates('family')
@@ -368,8 +373,9 @@ def _allocation_of(name, table):
         for r in left.itertuples()]
     with_reason = first.dropna(subset='best_expected')
     best = '' if with_reason.empty else with_reason.sort_values('left_after').best.iloc[-1]
-    return (f'Of the joules of the joint search on {name}, {listed}.' + (f" There, {'; '.join(clauses)}." if clauses else '')
-        + (f' The next joule would go to the {best}.' if best else ''))
+    return (f'Of the joules of the {searches} on {name}, {listed}.'
+        + (f" There{where}, {'; '.join(clauses)}." if clauses else '')
+        + (f' The next joule{where} would go to the {best}.' if best else ''))
 
 REMARKS = ( # on the trials; empty where not due
     early_end_sentence, failure_sentence, untested_sentence, cheaper_again_sentence, _unkept_sentence,

@@ -595,7 +595,7 @@ def selection_bias(
 def expected_returns(
     trials:list, # of a study
 ) -> pd.DataFrame: # dataset, family, strategy, seed, trials, ended, gain (share), cost (share of the search's joules)
-    "What planned searches predict of their next run, or predicted of their last one."
+    "What planned searches predict of their next run, or predicted of the last one that they planned."
     last = {t.search: t for t in trials if t.search_end or t.origin.expected}
     rows = []
     for key, t in last.items():
