@@ -163,20 +163,19 @@ def _within_budget(trials, source):
 
 # %% ../../nbs/43_search.trajectory.ipynb #a03
 def _unplanned_run(search, trials, seed):
-    "A Sobol' point for a few epochs, and in turn a neighbour of the front."
-    run = _sobol_run(search, trials, seed) if len(trials) % 2 else _neighbour_run(search, trials, seed)
+    "Two Sobol' points, and in turn a neighbour of the front."
+    run = _sobol_run(search, trials, seed) if len(trials) % 3 else _neighbour_run(search, trials, seed)
     return replace(run, source=f'{run.source}: {OVER_BUDGET}')
 
 def _sobol_run(search, trials, seed):
-    "A Sobol' point for a few epochs, in a joint search of the family that has taken the fewest joules."
-    epochs = short_epochs(search, trials)
+    "A Sobol' point, in a joint search of the family that has taken the fewest joules."
     if not isinstance(search.space, JointSpace):
-        return replace(_untrained_sobol_point(search, trials, len(trials), seed=seed), epochs=epochs)
+        return _untrained_sobol_point(search, trials, len(trials), seed=seed)
     own = {family: [t for t in trials if t.configuration['family'] == family] for family in search.space.spaces}
     family = min(own, key=lambda family: sum(t.spent for t in own[family]))
     trained = [replace(t, configuration=t.configuration['configuration']) for t in own[family]]
     run = _untrained_sobol_point(replace(search, space=search.space.spaces[family]), trained, len(trained), seed=seed)
-    return replace(run, configuration=dict(family=family, configuration=run.configuration), epochs=epochs)
+    return replace(run, configuration=dict(family=family, configuration=run.configuration))
 
 def _contributions(front, points): # shares, one for each point of the front
     "What points of the front add to the hypervolume that the worst of all points bounds."
@@ -186,15 +185,14 @@ def _contributions(front, points): # shares, one for each point of the front
     return added/added.sum()
 
 def _neighbour_run(search, trials, seed):
-    "A point near one of the front, drawn by what that one adds, and the next length of the grid after its epochs."
+    "A point near one of the front, drawn by what that one adds."
     rng = np.random.default_rng([seed, len(trials)])
     points = trajectory_points([t for t in trials if t.status == 'finished'], search.energy)
     front = pareto_front(points)
     row = front.iloc[rng.choice(len(front), p=_contributions(front, points))]
     centre = next(t for t in trials if t.number == row.number)
     configuration, = neighbours(search.space, [centre.configuration], n=1, rng=rng)
-    longer = [e for e in epoch_grid(search.epochs) if e > row.epoch]
-    return Suggestion(configuration, 'neighbour', epochs=min([*longer, search.epochs]))
+    return Suggestion(configuration, 'neighbour')
 
 def _plan_run(search, trials, seed):
     "The configuration and the number of epochs with the best score, as far as the budget of suggestions allows."
@@ -295,6 +293,7 @@ def stopping_rule(
     earlier:list, # trials of its search
 ): # function of the utilities so far, of a function that reads the joules so far, and of their epochs; or None
     "The rule by which a run under way continues."
+    if trial.origin.source.endswith(OVER_BUDGET): return _halving_rule(search, earlier)
     if trial.origin.expected: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
     if _is_of_initial_design(trial) and _is_first(search, earlier): return _first_run_rule(search)
     return _initial_run_rule(search, trial, earlier) if can_be_extended(trial, search) else None
@@ -326,6 +325,32 @@ def _worthwhile_rule(search, trial, earlier):
         if rest <= suggestion_joules: return True
         run = dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1, epochs=epochs)
         return should_continue(search, earlier, running=replace(trial, run=run), seed=trial.seed)
+    return continues
+
+_REDUCTION = 3 # of the epochs from one check to the next, and of the runs that go on
+_NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next check
+
+def _is_promoted(points): # (n, 2) utility and joules of runs
+    "Is the last run among the best third, by Pareto rank and then by utility?"
+    import moocore
+    rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
+    is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
+    return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
+
+def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
+    i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
+    return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
+
+def _halving_rule(search, earlier):
+    checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
+    spent = sum(t.spent for t in earlier)
+    def continues(utility, joules, epochs):
+        before, epoch = [0, *epochs][-2:]
+        if not any(before < check <= epoch for check in checks): return True
+        so_far = joules()[-1]
+        if so_far/epoch*min(_REDUCTION*epoch, search.epochs) > _NEXT_CHECK_SHARE*spent: return False
+        others = [_point_at(epoch, t) for t in earlier if t.status == 'finished' and t.epochs[-1] >= epoch]
+        return _is_promoted(np.array([*others, (max(utility), so_far)]))
     return continues
 
 def _quick_rule(search): # function of the epochs of a run so far
