@@ -24,6 +24,7 @@ from ..search.prior import config_features, neighbour_mean
 from ..search.trajectory import STRATEGIES, should_continue
 from .searches import INITIAL, TrajectorySearcher, run_until_stopped, timed
 from .searches import _trial
+from .rivals import MOASHASearcher
 
 # %% ../../nbs/90_bench.joint.ipynb #t01
 TABLE_EPOCHS, TABLE_SEEDS, TABLE_CONFIGS = 20, (0, 1), 48
@@ -205,8 +206,24 @@ class JointTPE:
     def tell(self, configuration, epochs, utility, joules):
         self.study.tell(self.trial, [float(utility[-1]), math.log10(joules[-1])])
 
+class JointMOASHA(MOASHASearcher):
+    "MOASHA of Syne Tune on the family and the parameters of all families; each family reads its own."
+    def __init__(self, reduction_factor, table, seed):
+        self.spaces = table.space.spaces
+        parameters = {f'{family} {name}': p for family, own in self.spaces.items() for name, p in own.items()}
+        flat = OneFamily(Space(parameters, family=Categorical([*self.spaces])), table.epochs)
+        super().__init__(reduction_factor, flat, seed, n_initial=0)
+
+    def ask(self):
+        flat, epochs = super().ask()
+        family = flat['family']
+        own = self.spaces[family]
+        configuration = {name: flat[f'{family} {name}'] for name in own} | own.fixed
+        return dict(family=family, configuration=configuration), epochs
+
 JOINT_SEARCHERS = {'joint trajectory': JointTrajectory, 'separate trajectory': SeparateTrajectories, 'joint tpe': JointTPE}
 JOINT_SEARCHERS |= {f'joint {name}': partial(JointFinalEpoch, name) for name in ('random', 'sobol', 'qlognehvi', 'nsga2')}
+JOINT_SEARCHERS |= {f'joint moasha-{r}': partial(JointMOASHA, r) for r in (2, 3, 4)}
 
 # %% ../../nbs/90_bench.joint.ipynb #s02
 def joint_search(
