@@ -286,6 +286,34 @@ def should_continue(
         except fit_errors(): return True
         return _rest_is_worthwhile(acquisition, trials, running=so_far, seed=seed)
 
+# %% ../../nbs/43_search.trajectory.ipynb #sh1
+_REDUCTION = 3 # of the epochs from one check to the next, and of the runs that go on
+_NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next check
+
+def _is_promoted(points): # (n, 2) utility and joules of runs
+    "Is the last run among the best third, by Pareto rank and then by utility?"
+    import moocore
+    rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
+    is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
+    return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
+
+def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
+    i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
+    return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
+
+def _halving_rule(search, earlier):
+    checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
+    spent = sum(t.spent for t in earlier)
+    def continues(utility, joules, epochs):
+        before, epoch = [0, *epochs][-2:]
+        if not any(before < check <= epoch for check in checks): return True
+        so_far = joules()[-1]
+        if so_far/epoch*min(_REDUCTION*epoch, search.epochs) > _NEXT_CHECK_SHARE*spent: return False
+        others = [_point_at(epoch, t) for t in earlier if t.status == 'finished' and t.epochs[-1] >= epoch]
+        return _is_promoted(np.array([*others, (max(utility), so_far)]))
+    return continues
+
+
 # %% ../../nbs/43_search.trajectory.ipynb #w01
 def stopping_rule(
     search:SearchTask,
@@ -325,32 +353,6 @@ def _worthwhile_rule(search, trial, earlier):
         if rest <= suggestion_joules: return True
         run = dict(utility=utility, joules=so_far, se=[None]*len(so_far), repeats=1, epochs=epochs)
         return should_continue(search, earlier, running=replace(trial, run=run), seed=trial.seed)
-    return continues
-
-_REDUCTION = 3 # of the epochs from one check to the next, and of the runs that go on
-_NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next check
-
-def _is_promoted(points): # (n, 2) utility and joules of runs
-    "Is the last run among the best third, by Pareto rank and then by utility?"
-    import moocore
-    rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
-    is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
-    return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
-
-def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
-    i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
-    return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
-
-def _halving_rule(search, earlier):
-    checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
-    spent = sum(t.spent for t in earlier)
-    def continues(utility, joules, epochs):
-        before, epoch = [0, *epochs][-2:]
-        if not any(before < check <= epoch for check in checks): return True
-        so_far = joules()[-1]
-        if so_far/epoch*min(_REDUCTION*epoch, search.epochs) > _NEXT_CHECK_SHARE*spent: return False
-        others = [_point_at(epoch, t) for t in earlier if t.status == 'finished' and t.epochs[-1] >= epoch]
-        return _is_promoted(np.array([*others, (max(utility), so_far)]))
     return continues
 
 def _quick_rule(search): # function of the epochs of a run so far
