@@ -301,7 +301,8 @@ def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
     i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
     return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
 
-def _halving_rule(search, earlier):
+def _halving_rule(search, trial, earlier):
+    own = [t for t in earlier if t.status == 'finished' and t.family == trial.family]
     checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
     spent = sum(t.spent for t in earlier)
     def continues(utility, joules, epochs):
@@ -309,7 +310,7 @@ def _halving_rule(search, earlier):
         if not any(before < check <= epoch for check in checks): return True
         so_far = joules()[-1]
         if so_far/epoch*min(_REDUCTION*epoch, search.epochs) > _NEXT_CHECK_SHARE*spent: return False
-        others = [_point_at(epoch, t) for t in earlier if t.status == 'finished' and t.epochs[-1] >= epoch]
+        others = [_point_at(epoch, t) for t in own if t.epochs[-1] >= epoch]
         return _is_promoted(np.array([*others, (max(utility), so_far)]))
     return continues
 
@@ -321,7 +322,7 @@ def stopping_rule(
     earlier:list, # trials of its search
 ): # function of the utilities so far, of a function that reads the joules so far, and of their epochs; or None
     "The rule by which a run under way continues."
-    if trial.origin.source.endswith(OVER_BUDGET): return _halving_rule(search, earlier)
+    if trial.origin.source.endswith(OVER_BUDGET): return _halving_rule(search, trial, earlier)
     if trial.origin.expected: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
     if _is_of_initial_design(trial) and _is_first(search, earlier): return _first_run_rule(search)
     return _initial_run_rule(search, trial, earlier) if can_be_extended(trial, search) else None
