@@ -9,6 +9,7 @@ __all__ = ['STRATEGIES', 'trajectory']
 import math
 import time
 from dataclasses import replace
+from functools import partial
 import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
@@ -286,35 +287,6 @@ def should_continue(
         except fit_errors(): return True
         return _rest_is_worthwhile(acquisition, trials, running=so_far, seed=seed)
 
-# %% ../../nbs/43_search.trajectory.ipynb #sh1
-_REDUCTION = 3 # of the epochs from one check to the next, and of the runs that go on
-_NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next check
-
-def _is_promoted(points): # (n, 2) utility and joules of runs
-    "Is the last run among the best third, by Pareto rank and then by utility?"
-    import moocore
-    rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
-    is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
-    return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
-
-def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
-    i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
-    return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
-
-def _halving_rule(search, trial, earlier):
-    own = [t for t in earlier if t.status == 'finished' and t.family == trial.family]
-    checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
-    spent = sum(t.spent for t in earlier)
-    def continues(utility, joules, epochs):
-        before, epoch = [0, *epochs][-2:]
-        if not any(before < check <= epoch for check in checks): return True
-        so_far = joules()[-1]
-        if so_far/epoch*min(_REDUCTION*epoch, search.epochs) > _NEXT_CHECK_SHARE*spent: return False
-        others = [_point_at(epoch, t) for t in own if t.epochs[-1] >= epoch]
-        return _is_promoted(np.array([*others, (max(utility), so_far)]))
-    return continues
-
-
 # %% ../../nbs/43_search.trajectory.ipynb #w01
 def stopping_rule(
     search:SearchTask,
@@ -323,6 +295,8 @@ def stopping_rule(
 ): # function of the utilities so far, of a function that reads the joules so far, and of their epochs; or None
     "The rule by which a run under way continues."
     if trial.origin.source.endswith(OVER_BUDGET): return _halving_rule(search, trial, earlier)
+    if trial.origin.source == CHEAP_SOURCE and isinstance(search.space, JointSpace):
+        return _cost_rule(search, trial, earlier)
     if trial.origin.expected: return _worthwhile_rule(search, trial, earlier) if search.min_gain_per_cost else None
     if _is_of_initial_design(trial) and _is_first(search, earlier): return _first_run_rule(search)
     return _initial_run_rule(search, trial, earlier) if can_be_extended(trial, search) else None
@@ -378,3 +352,40 @@ def _initial_run_rule(search, trial, earlier):
         if epochs[-1] >= planned_epochs(trial, search): return False
         return not (_passes_grid(search, epochs) and _exceeds_cost_limit(earlier, joules()))
     return continues
+
+# %% ../../nbs/43_search.trajectory.ipynb #sh1
+_REDUCTION = 3 # of the epochs from one check to the next, and of the runs that go on
+_NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next check
+
+def _is_promoted(points): # (n, 2) utility and joules of runs
+    "Is the last run among the best third, by Pareto rank and then by utility?"
+    import moocore
+    rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
+    is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
+    return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
+
+def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
+    i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
+    return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
+
+def _cost_rule(search, trial, earlier):
+    "Does a run take no more than half of all joules so far until the next check? A quick one always goes on."
+    checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
+    last, is_quick = planned_epochs(trial, search), _quick_rule(search)
+    spent = sum(t.spent for t in earlier)
+    def continues(utility, joules, epochs, is_good=None):
+        before, epoch = [0, *epochs][-2:]
+        if is_quick(epochs) or not any(before < check <= epoch for check in checks): return True
+        so_far = joules()[-1]
+        if so_far/epoch*min(_REDUCTION*epoch, last) > _NEXT_CHECK_SHARE*spent: return False
+        return not is_good or epoch == 1 or is_good(epoch, max(utility), so_far)
+    return continues
+
+def _halving_rule(search, trial, earlier):
+    "The same, while a run is among the best third of its family."
+    own = [t for t in earlier if t.status == 'finished' and t.family == trial.family]
+    def is_good(epoch, utility, joules):
+        others = [_point_at(epoch, t) for t in own if t.epochs[-1] >= epoch]
+        return _is_promoted(np.array([*others, (utility, joules)]))
+    return partial(_cost_rule(search, trial, earlier), is_good=is_good)
+
