@@ -8,6 +8,7 @@ __all__ = ['trajectory_improvement', 'ImprovementPerJoule']
 # %% ../../nbs/42_search.acquisition.ipynb #imp
 import math
 from dataclasses import dataclass, field
+import moocore
 import numpy as np
 import torch
 from ..models.space import JointSpace, sobol_points
@@ -87,11 +88,12 @@ class ImprovementPerJoule:
         trials:list, # finished, and pending ones with what is planned for them
         ref_point:RefPoint, # utility and joules
         spent:float, # joules so far
+        success:dict|None=None, # family -> share of its joules that added to the front, in a joint search
     ):
         self.samples, self.trials, self.ref_point = samples, trials, ref_point
         self.ref_utility = ref_point.utility
         self.ref_cost = math.log10(ref_point.joules)
-        self.spent = spent
+        self.spent, self.success = spent, success or {}
         search = samples.search
         self.base = search.cost_exponent
         self.alpha = _cost_exponent(self.base, search.energy, trials)
@@ -108,7 +110,7 @@ class ImprovementPerJoule:
 
     def with_fresh_samples(self): # an `ImprovementPerJoule`
         "The same trials, and other functions from the same surrogates."
-        return ImprovementPerJoule(self.samples.redraw(), self.trials, self.ref_point, spent=self.spent)
+        return ImprovementPerJoule(self.samples.redraw(), self.trials, self.ref_point, spent=self.spent, success=self.success)
 
     def improvement(self,
         x:torch.Tensor, # (n, d) encoded configurations
@@ -138,7 +140,7 @@ class ImprovementPerJoule:
         "Scores of runs of each length; no run ends where its configuration was trained already."
         same = (x[:, None] - self.trained).abs().amax(-1) < 1e-9
         is_new = torch.tensor(self.samples.grid) > (same*self.lengths).amax(-1, keepdim=True)
-        return self.per_joule(*self.improvement(x)).where(is_new, -math.inf)
+        return (self.per_joule(*self.improvement(x)) + log_success(self, x)).where(is_new, -math.inf)
 
     @property
     def hypervolume(self): # of the front, mean over the samples
@@ -148,6 +150,43 @@ class ImprovementPerJoule:
 def _trained_epochs(trial, search):
     if trial.run: return max(1, trial.epochs[-1])
     return trial.origin.epochs or search.epochs
+
+# %% ../../nbs/42_search.acquisition.ipynb #su1
+_EARLY_SUCCESS = .05 # of all joules so far, that each family begins with
+
+def _adds_to_front(trials, energy, least_utility): # in order -> booleans
+    "Did each trial add to the front of those before it, above a utility?"
+    front, adds = np.empty((0, 2)), []
+    for t in trials:
+        models = [(m['utility'], m['joules']) for m in model_points(t, energy) if m['utility'] > least_utility]
+        both = np.vstack([front, np.reshape(models, (-1, 2))])
+        kept = moocore.is_nondominated(both, maximise=[True, False], keep_weakly=False)
+        adds.append(bool(kept[len(front):].any()))
+        front = both[kept]
+    return adds
+
+def success_rates(
+    search:SearchTask, # over several families
+    trials:list, # finished ones, in order
+    least_utility:float, # above which models count
+) -> dict: # family -> share
+    "The share of each family's joules that went to runs which added to the front."
+    useful, taken = ({family: 0. for family in search.space.spaces} for _ in range(2))
+    for t, adds in zip(trials, _adds_to_front(trials, search.energy, least_utility)):
+        taken[t.configuration['family']] += t.spent
+        useful[t.configuration['family']] += adds*t.spent
+    early = _EARLY_SUCCESS*max(LEAST_JOULES, sum(taken.values()))
+    return {family: (useful[family] + early)/(taken[family] + early) for family in taken}
+
+def log_success(
+    acquisition:ImprovementPerJoule,
+    x:torch.Tensor, # (n, d) encoded configurations
+) -> torch.Tensor: # (n, 1); 0 where there is one family
+    "Log success rate of the family of each point."
+    if not acquisition.success: return torch.zeros(len(x), 1)
+    logs = torch.tensor([math.log(acquisition.success[f]) for f in acquisition.samples.search.space.spaces])
+    return logs[x[:, :1].round().long()]
+
 
 # %% ../../nbs/42_search.acquisition.ipynb #t25a
 def build_acquisition(
@@ -164,7 +203,8 @@ def build_acquisition(
     ref_point = search.ref_point or _infer_ref_point(search, samples, done)
     spent = max(LEAST_JOULES, sum(t.spent for t in [*trials, *running])) # models that are not trained spend none
     known = [*limit_trials(done, energy=search.energy), *running, *pending]
-    return ImprovementPerJoule(samples, trials=known, ref_point=ref_point, spent=spent)
+    success = success_rates(search, done, ref_point.utility) if isinstance(search.space, JointSpace) else None
+    return ImprovementPerJoule(samples, trials=known, ref_point=ref_point, spent=spent, success=success)
 
 def _by_status(trials, *statuses): return tuple([t for t in trials if t.status == s] for s in statuses)
 

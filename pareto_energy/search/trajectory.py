@@ -18,7 +18,7 @@ from ..front.pareto import LEAST_JOULES, epoch_grid, front_numbers, log_joules, 
 from ..front.pareto import trajectory_points
 from .strategies import FINAL_EPOCH_STRATEGIES, SearchTask, Suggestion, fit_errors
 from .strategies import encode_configs, neighbours, points_by_family, seeded_fit, with_fallback, with_initial_design
-from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile
+from .acquisition import best_run, build_acquisition, enumerate_space, expected_return, is_worthwhile, log_success
 
 # %% ../../nbs/43_search.trajectory.ipynb #t25
 def short_epochs(
@@ -257,7 +257,8 @@ def _rest_is_worthwhile(acquisition, trials, running, seed):
     expected = expected_return(acquisition, *rest)
     if not is_worthwhile(expected, search.min_gain_per_cost*_STOP_WORTH_FACTOR): return False
     with torch.no_grad(): rival = acquisition.scores(_candidate_points(search, [*trials, running], seed)).max()
-    return bool(acquisition.per_joule(*rest).max() >= rival + math.log(_STOP_RIVAL_RATIO))
+    score = acquisition.per_joule(*rest).max() + log_success(acquisition, point[None]).item()
+    return bool(score >= rival + math.log(_STOP_RIVAL_RATIO))
 
 def _trained_before(trials, running):
     "The epochs that the configuration of a run was trained for before."
