@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ..models.space import JointSpace, sobol_points
 from ..front.log import MIN_COST_SHARE, ExpectedReturn, RefPoint
-from ..front.pareto import LEAST_JOULES, inference_readings, log_joules, model_points
+from ..front.pareto import LEAST_JOULES, inference_readings, log_joules, model_points, _utility_and_joules
 from .strategies import SearchTask, encode_configs, neighbours
 from .surrogate import N_SAMPLES, PosteriorSamples, limit_trials, sample_posterior
 
@@ -158,8 +158,8 @@ def _adds_to_front(trials, energy, least_utility): # in order -> booleans
     "Did each trial add to the front of those before it, above a utility?"
     front, adds = np.empty((0, 2)), []
     for t in trials:
-        models = [(m['utility'], m['joules']) for m in model_points(t, energy) if m['utility'] > least_utility]
-        both = np.vstack([front, np.reshape(models, (-1, 2))])
+        models = np.column_stack(_utility_and_joules(t, energy))
+        both = np.vstack([front, models[models[:, 0] > least_utility]])
         kept = moocore.is_nondominated(both, maximise=[True, False], keep_weakly=False)
         adds.append(bool(kept[len(front):].any()))
         front = both[kept]

@@ -9,7 +9,7 @@ __all__ = ['STRATEGIES', 'trajectory']
 import math
 import time
 from dataclasses import replace
-from functools import partial
+import moocore
 import numpy as np
 import torch
 from ..models.space import JointSpace, centre_config, cheap_centre, sobol_points
@@ -180,7 +180,6 @@ def _sobol_run(search, trials, seed):
 
 def _contributions(front, points): # shares, one for each point of the front
     "What points of the front add to the hypervolume that the worst of all points bounds."
-    import moocore
     worst = [points.utility.min(), log_joules(points.joules.max()) + .1]
     added = moocore.hv_contributions(objectives(front), ref=worst, maximise=[True, False]) + 1e-9
     return added/added.sum()
@@ -264,10 +263,12 @@ def _trained_before(trials, running):
     "The epochs that the configuration of a run was trained for before."
     return max([t.epochs[-1] for t in trials if t.run and t.configuration == running.configuration], default=0)
 
-def _passes_grid(search, epochs): # of a run so far
-    "Has the last stretch of training reached an epoch of the grid, before its end?"
+def _passes(grid, epochs): # of a run so far
+    "Has the last stretch of training reached an epoch of a grid?"
     before = epochs[-2] if len(epochs) > 1 else 0
-    return any(before < e <= epochs[-1] for e in epoch_grid(search.epochs)[:-1])
+    return any(before < e <= epochs[-1] for e in grid)
+
+def _passes_grid(search, epochs): return _passes(epoch_grid(search.epochs)[:-1], epochs) # before its end
 
 def should_continue(
     search:SearchTask,
@@ -360,7 +361,6 @@ _NEXT_CHECK_SHARE = .5 # of the joules so far, that a run may cost at its next c
 
 def _is_promoted(points): # (n, 2) utility and joules of runs
     "Is the last run among the best third, by Pareto rank and then by utility?"
-    import moocore
     rank, utility = moocore.pareto_rank(points, maximise=[True, False]), points[:, 0]
     is_better = (rank < rank[-1]) | ((rank == rank[-1]) & (utility > utility[-1]))
     return bool(is_better.sum() < max(1, len(points)/_REDUCTION))
@@ -369,15 +369,14 @@ def _point_at(epoch, trial): # best utility and joules of a run up to an epoch
     i = next(i for i, e in enumerate(trial.epochs) if e >= epoch)
     return max(trial.run['utility'][:i + 1]), trial.run['joules'][i]
 
-def _cost_rule(search, trial, earlier):
+def _cost_rule(search, trial, earlier, is_good=None):
     "Does a run take no more than half of all joules so far until the next check? A quick one always goes on."
     checks = [_REDUCTION**k for k in range(search.epochs) if _REDUCTION**k < search.epochs]
     last, is_quick = planned_epochs(trial, search), _quick_rule(search)
     spent = sum(t.spent for t in earlier)
-    def continues(utility, joules, epochs, is_good=None):
-        before, epoch = [0, *epochs][-2:]
-        if is_quick(epochs) or not any(before < check <= epoch for check in checks): return True
-        so_far = joules()[-1]
+    def continues(utility, joules, epochs):
+        if is_quick(epochs) or not _passes(checks, epochs): return True
+        so_far, epoch = joules()[-1], epochs[-1]
         if so_far/epoch*min(_REDUCTION*epoch, last) > _NEXT_CHECK_SHARE*spent: return False
         return not is_good or epoch == 1 or is_good(epoch, max(utility), so_far)
     return continues
@@ -388,5 +387,5 @@ def _halving_rule(search, trial, earlier):
     def is_good(epoch, utility, joules):
         others = [_point_at(epoch, t) for t in own if t.epochs[-1] >= epoch]
         return _is_promoted(np.array([*others, (utility, joules)]))
-    return partial(_cost_rule(search, trial, earlier), is_good=is_good)
+    return _cost_rule(search, trial, earlier, is_good=is_good)
 
